@@ -1,0 +1,1 @@
+"""Models whose log_prob is exact."""

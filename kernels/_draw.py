@@ -1,0 +1,42 @@
+"""Drawing codes from a network's outputs by inversion of uniform numbers."""
+
+import torch
+
+
+def draw(outputs, u, temperature, classes, mixtures=0):
+    """Codes from outputs: a softmax over classes, or a discretized mixture of logistics.
+
+    At temperature 0 the likeliest class, or the mean of the heaviest component.
+    outputs: (n, A) or (n, 3 M)    u: (n,) or (n, 2) in [0, 1)    returns: (n,) int64
+    """
+    if mixtures:
+        return draw_mixture(outputs, u, temperature, classes)
+    return outputs.argmax(1) if temperature == 0 else invert_cdf(outputs / temperature, u)
+
+
+def invert_cdf(logits, u):
+    """The number of CDF entries <= u, at most the last class of positive probability.
+
+    logits: (n, A)    u: (n,) in [0, 1)    returns: (n,) int64
+    """
+    p = torch.softmax(logits, dim=1)
+    cdf = p.cumsum(1)
+    last = logits.shape[1] - 1 - (p > 0).flip(1).to(torch.uint8).argmax(1)
+    return torch.minimum((cdf <= (u.to(p.dtype) * cdf[:, -1])[:, None]).sum(1), last)
+
+
+def draw_mixture(params, u, temperature, classes):
+    """u[:, 0] picks the component, u[:, 1] the place within it; the nearest code is taken.
+
+    params: (n, 3 M), logits, means, log-scales    u: (n, 2) in [0, 1)    returns: (n,) int64
+    """
+    logits, mean, log_scale = params.chunk(3, dim=1)
+    heaviest = temperature == 0
+    component = logits.argmax(1) if heaviest else invert_cdf(logits / temperature, u[:, 0])
+    rows = torch.arange(len(component), device=params.device)
+    x = mean[rows, component]
+    if not heaviest:
+        # logit(0) is held at a finite quantile: 0 * inf is not a sample
+        quantile = torch.logit(u[:, 1].to(params.dtype)).clamp(-40, 40)
+        x = x + temperature * torch.exp(log_scale[rows, component]) * quantile
+    return ((x.clamp(-1, 1) + 1) * ((classes - 1) / 2)).round().long()

@@ -1,0 +1,367 @@
+"""The whole sampling loop of a WaveNet in one op, on cached activations.
+
+Step t feeds the code x[t-1] and carries one vector a layer (van den Oord et al. 2016):
+
+    y_0   = embed[x[t-1]]                                    zeros at t = 0
+    a_l   = base_l + cond_l c(t) + sum_k conv_l[:, :, k] y_l[t - (K - 1 - k) d_l]
+    h_l   = tanh(a_l[:H]) * sigmoid(a_l[H:])
+    y_l+1 = y_l + res_l h_l + res_bias_l
+    logits = out relu(hidden relu(sum_l skip_l h_l + skip_bias) + hidden_bias) + out_bias
+    x[t]  = the number of entries of cdf(softmax(logits / temperature)) <= u[t]
+
+The past taps of a layer depend only on codes at least d_l steps old, so d_l steps of them are one
+product; layer 0's taps of the embedding are a table; the L skip products are one of L H columns.
+What is left to move for each step is each weight once: that is the floor of one stream.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ._draw import draw
+from ._op import launch, native, op, thread_count, warn_reference
+from .wavenet_layer import upsample_ref
+
+PANEL = 64  # rows of a matrix that lie together, column after column
+LANES = 16  # rows are padded to a multiple of the widest vector
+GROUPS = {"float32": 1, "float64": 1, "bfloat16": 2, "int8": 4}  # columns in one word
+
+
+class Weights(NamedTuple):
+    """The weights of a WaveNet, its layers stacked; H is half the gate channels.
+
+    `embed` and `out` have a row for each of A classes; or, for M > 0 mixtures, `embed` holds slope
+    and offset of the value in [-1, 1], and `out` has 3 M rows: logits, means, log-scales.
+    """
+
+    embed: torch.Tensor  # (A, R), or (2, R)
+    conv: torch.Tensor  # (L, 2H, R, K)
+    conv_bias: torch.Tensor  # (L, 2H)
+    res: torch.Tensor  # (L - 1, R, H): the last layer's residual feeds nothing
+    res_bias: torch.Tensor  # (L - 1, R)
+    skip: torch.Tensor  # (L, S, H)
+    skip_bias: torch.Tensor  # (S,)
+    hidden: torch.Tensor  # (S, S)
+    hidden_bias: torch.Tensor  # (S,)
+    out: torch.Tensor  # (A, S), or (3 M, S)
+    out_bias: torch.Tensor  # (A,), or (3 M,)
+    cond: torch.Tensor | None = None  # (L, 2H, C)
+
+
+class State(NamedTuple):
+    """Where n streams stand: all that is needed to go on exactly."""
+
+    rings: torch.Tensor  # (n, sum of (K - 1) d_l R over layers 1 ... L - 1), slot t mod (K - 1) d_l
+    history: torch.Tensor  # (n, K) int64: the last codes, newest last; -1 before the first
+    step: int
+
+
+class Packed(NamedTuple):
+    """Weights in the order and the layout that the kernel reads; see `pack`."""
+
+    weights: Weights  # as given, in float32 or float64
+    words: torch.Tensor  # float32, float64 or int32: every matrix, panel by panel
+    scales: torch.Tensor  # (rows,) what one int8 step of a row is worth; else empty
+    offsets: torch.Tensor  # (rows,) int32, 128 times the sum of a row's int8; else empty
+    table: torch.Tensor  # (K, A, 2H), or (K, 2, 2H): layer 0's taps of the embedding
+    biases: torch.Tensor  # res_bias, skip_bias, hidden_bias, out_bias end to end
+    cond: torch.Tensor  # cond (L 2H, C) in panels of float32 or float64; or empty
+    dtype: str
+
+
+def pack(weights, dtype="float32"):
+    """Fold, quantize and lay out `weights` once, for any number of calls.
+
+    Raises ValueError for shapes that do not fit together and for values that are not finite.
+    """
+    if dtype not in GROUPS:
+        raise ValueError(f"wavenet_sample: dtype expected one of {list(GROUPS)}, got {dtype!r}")
+    check_weights(weights)
+    real = torch.float64 if dtype == "float64" else torch.float32
+    w = Weights(*(v if v is None else v.detach().to("cpu", real).contiguous() for v in weights))
+    L, G, R, K = w.conv.shape
+    matrices = []  # in the order in which a step reads them
+    for l in range(L):
+        if l > 0:
+            past = w.conv[l, :, :, : K - 1].transpose(1, 2).reshape(G, (K - 1) * R)
+            matrices += [past, w.conv[l, :, :, K - 1]]
+        if l < L - 1:
+            matrices.append(w.res[l])
+    matrices += [w.skip.transpose(0, 1).flatten(1), w.hidden, w.out]
+    words, scales, offsets = (torch.cat(v) for v in zip(*(panels(m, dtype) for m in matrices)))
+    return Packed(
+        weights=w,
+        words=words,
+        scales=scales,
+        offsets=offsets,
+        table=torch.einsum("grk,ar->kag", w.conv[0], w.embed).contiguous(),
+        biases=torch.cat([w.res_bias.flatten(), w.skip_bias, w.hidden_bias, w.out_bias]),
+        cond=w.embed.new_empty(0) if w.cond is None else panels(w.cond.flatten(0, 1))[0],
+        dtype=dtype,
+    )
+
+
+def panels(matrix, dtype="float32"):
+    """A matrix (rows, columns) in panels of 64 rows, columns outermost within a panel.
+
+    A word holds one float, two bfloat16 or four int8 of neighbouring columns; rows are padded
+    to a multiple of 16, columns to whole words.
+    returns: words; scales and offsets of the rows, empty but for int8
+    """
+    rows, columns = matrix.shape
+    group = GROUPS[dtype]
+    padded = matrix.new_zeros(-(-rows // LANES) * LANES, -(-columns // group) * group)
+    padded[:rows, :columns] = matrix
+    scales, offsets = matrix.new_empty(0), torch.empty(0, dtype=torch.int32)
+    if dtype == "int8":
+        scales = padded.abs().amax(1).clamp(min=1e-30) / 127
+        padded = (padded / scales[:, None]).round().to(torch.int8)
+        offsets = 128 * padded.sum(1, dtype=torch.int32)
+    elif dtype == "bfloat16":
+        padded = padded.to(torch.bfloat16)
+    blocks = [b.view(len(b), -1, group).transpose(0, 1).reshape(-1) for b in padded.split(PANEL)]
+    words = torch.cat(blocks)
+    return words if group == 1 else words.view(torch.int32), scales, offsets
+
+
+def initial_state(weights, dilations, n):
+    """The state of n streams before their first step. weights: Weights or Packed."""
+    w = weights.weights if isinstance(weights, Packed) else weights
+    _, _, R, K = w.conv.shape
+    rings = w.embed.new_zeros(n, sum((K - 1) * d * R for d in dilations[1:]))
+    return State(rings, torch.full((n, K), -1, dtype=torch.int64), 0)
+
+
+def wavenet_sample(
+    weights,
+    uniforms,  # (n, T), or (n, T, 2) for a mixture, in [0, 1)
+    *,
+    dilations,
+    state=None,
+    prefix=None,  # (n, P) int64, P <= T: the first codes, given
+    base=None,  # (n, L, 2H) or (1, L, 2H), in place of conv_bias
+    cond=None,  # (n, C, F): frames, the first one that of step (state.step // hop) * hop
+    hop=1,
+    classes=None,
+    mixtures=0,
+    temperature=1.0,
+    dtype="float32",
+    threads=None,
+    logits=False,
+):
+    """Sample T codes of n streams from Weights, or faster from what `pack` made of them.
+
+    Frame f of the conditioning stands at step f * hop; between frames it is interpolated
+    linearly, and the last one holds. Streams are independent: no bit of a stream depends on
+    its neighbours, on threads, or on how T is cut into calls. At temperature 0 the likeliest
+    code is taken. bfloat16 and int8 are the matrices and what they multiply; sums and the
+    residual stream are float32.
+    returns: codes (n, T) int64 and the state after them; with `logits`, (n, T, A or 3 M) too
+    Raises ValueError for shapes that do not fit and for values out of range or not finite,
+    TypeError for codes that are not int64.
+    """
+    packed = weights if isinstance(weights, Packed) else pack(weights, dtype)
+    w = packed.weights
+    n, T = uniforms.shape[:2]
+    classes = classes or w.embed.shape[0]
+    state = initial_state(w, dilations, n) if state is None else state
+    prefix = torch.empty(n, 0, dtype=torch.int64) if prefix is None else prefix
+    base = w.conv_bias[None] if base is None else base.to(w.embed.dtype)
+    cond = w.embed.new_empty(n, 0, 0) if cond is None else cond.to(w.embed.dtype)
+    check(w, uniforms, dilations, state, prefix, base, cond, hop, classes, mixtures, temperature)
+    inputs = (uniforms.double(), *state, prefix, base, cond)
+    options = (list(dilations), hop, classes, mixtures, float(temperature), logits)
+    if native is None:
+        warn_reference("wavenet_sample")
+        *run, failed = wavenet_sample_ref(w, *inputs, *options)
+    else:
+        matrices = (packed.words, packed.scales, packed.offsets, packed.cond)
+        vectors = (packed.table, w.embed, packed.biases, w.skip.shape[1])
+        *run, failed = _wavenet_sample(
+            packed.dtype, *matrices, *vectors, *inputs, *options, thread_count(threads)
+        )
+    if (failed >= 0).any():
+        stream = int((failed >= 0).nonzero()[0])
+        where = f"stream {stream} at step {int(failed[stream])}"
+        raise ValueError(f"wavenet_sample: the logits of {where} are not finite")
+    codes, rings, history, values = run
+    state = State(rings, history, state.step + T)
+    return (codes, state, values) if logits else (codes, state)
+
+
+@op
+def _wavenet_sample(
+    dtype: str,
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    offsets: torch.Tensor,
+    cond_words: torch.Tensor,
+    table: torch.Tensor,
+    embed: torch.Tensor,
+    biases: torch.Tensor,
+    S: int,
+    uniforms: torch.Tensor,
+    rings: torch.Tensor,
+    history: torch.Tensor,
+    step: int,
+    prefix: torch.Tensor,
+    base: torch.Tensor,
+    cond: torch.Tensor,
+    dilations: list[int],
+    hop: int,
+    classes: int,
+    mixtures: int,
+    temperature: float,
+    logits: bool,
+    threads: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """returns: codes, rings, history, logits or nothing, step of the first NaN or -1 (n,)."""
+    n, T = uniforms.shape[:2]
+    K, _, G = table.shape
+    L, R = len(dilations), embed.shape[1]
+    O = biases.shape[0] - (L - 1) * R - 2 * S
+    codes = prefix.new_empty(n, T)
+    values = embed.new_empty((n, T, O) if logits else (0,))
+    rings, history = rings.clone(), history.clone()
+    failed = prefix.new_full((n,), -1)
+    launch(
+        native.wavenet_sample,
+        list(GROUPS).index(dtype),
+        *(words, scales, offsets, cond_words, table, embed, biases),
+        *(uniforms, prefix, base, cond, torch.tensor(dilations)),
+        *(rings, history, codes, values if logits else None, failed),
+        *(n, T, step, prefix.shape[1], base.shape[0], cond.shape[1], cond.shape[2], hop),
+        *(L, K, R, G // 2, S, O, classes, mixtures, temperature, threads),
+    )
+    return codes, rings, history, values, failed
+
+
+def wavenet_sample_ref(
+    weights,
+    uniforms,
+    rings,
+    history,
+    step,
+    prefix,
+    base,
+    cond,
+    dilations,
+    hop,
+    classes,
+    mixtures,
+    temperature,
+    logits,
+):
+    """`wavenet_sample` in plain torch, in the dtype of `weights`, a step after a step."""
+    w = weights
+    n, T = uniforms.shape[:2]
+    L, G, R, K = w.conv.shape
+    rings, codes, values = rings.clone(), [], []
+    depths = [(K - 1) * d for d in dilations[1:]]
+    caches = [r.view(n, -1, R) for r in rings.split([d * R for d in depths], dim=1)]
+    frames = None if w.cond is None else upsample_ref(cond, hop, step % hop + T)[..., step % hop :]
+    failed = prefix.new_full((n,), -1)
+    for t in range(T):
+        a = base.expand(n, L, G)
+        if frames is not None and frames.shape[1]:
+            a = a + torch.einsum("lgc,nc->nlg", w.cond, frames[..., t])
+        taps = embed_ref(w.embed, history, classes, mixtures)  # (n, R, K)
+        y, s = taps[..., -1], w.skip_bias
+        for l in range(L):
+            if l > 0:
+                slots = [(step + t - k * dilations[l]) % depths[l - 1] for k in range(K - 1, 0, -1)]
+                taps = torch.stack([*(caches[l - 1][:, i] for i in slots), y], dim=-1)
+                caches[l - 1][:, (step + t) % depths[l - 1]] = y
+            f, g = (a[:, l] + torch.einsum("grk,nrk->ng", w.conv[l], taps)).chunk(2, dim=1)
+            h = torch.tanh(f) * torch.sigmoid(g)
+            s = s + h @ w.skip[l].T
+            if l < L - 1:
+                y = y + h @ w.res[l].T + w.res_bias[l]
+        z = torch.relu(torch.relu(s) @ w.hidden.T + w.hidden_bias) @ w.out.T + w.out_bias
+        bad = ~z.isfinite().all(1)
+        if bad.any():
+            failed[bad] = step + t
+            break
+        given = t < prefix.shape[1]
+        u = uniforms[:, t]
+        drawn = prefix[:, t] if given else draw(z, u, temperature, classes, mixtures)
+        history = torch.cat([history[:, 1:], drawn[:, None]], dim=1)
+        codes.append(drawn)
+        values.append(z)
+    codes = torch.stack(codes, 1) if codes else prefix.new_empty(n, 0)
+    values = torch.stack(values, 1) if logits and values else w.out.new_empty(0)
+    return codes, rings, history, values, failed
+
+
+def embed_ref(embed, history, classes, mixtures):
+    """Vectors of the codes in `history`; zeros where there is none (-1).
+
+    history: (n, K)    returns: (n, R, K)
+    """
+    if mixtures:
+        value = history.to(embed.dtype) * (2 / (classes - 1)) - 1
+        vectors = value[..., None] * embed[0] + embed[1]
+    else:
+        vectors = embed[history.clamp(min=0)]
+    return torch.where((history < 0)[..., None], 0, vectors).transpose(1, 2)
+
+
+def expect(ok, name, expected, got):
+    """Raise ValueError unless `ok`."""
+    if not ok:
+        raise ValueError(f"wavenet_sample: {name}: expected {expected}, got {got}")
+
+
+def check_weights(w):
+    """Raise ValueError for shapes that do not fit together and for values not finite."""
+    shape = tuple(w.conv.shape)
+    expect(len(shape) == 4 and shape[1] % 2 == 0 and min(shape) > 0, "conv", "(L, 2H, R, K)", shape)
+    L, G, R, _ = shape
+    S, H, O = w.skip_bias.shape[0], G // 2, w.out_bias.shape[0]
+    shapes = {"embed": (w.embed.shape[0], R), "conv_bias": (L, G), "skip": (L, S, H)}
+    shapes |= {"res": (L - 1, R, H), "res_bias": (L - 1, R)}
+    shapes |= {"hidden": (S, S), "hidden_bias": (S,), "out": (O, S)}
+    if w.cond is not None:
+        shapes["cond"] = (L, G, w.cond.shape[-1])
+    for name, tensor in w._asdict().items():
+        if tensor is not None:
+            got = tuple(tensor.shape)
+            expect(got == shapes.get(name, got), name, shapes.get(name), got)
+            expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")
+
+
+def check(w, uniforms, dilations, state, prefix, base, cond, hop, classes, mixtures, temperature):
+    """Raise ValueError or TypeError for arguments that do not fit `w` or each other."""
+    (L, G, R, K), (n, T), A = w.conv.shape, uniforms.shape[:2], w.embed.shape[0]
+    expect(len(dilations) == L, "dilations", f"{L} of them", len(dilations))
+    powers = dilations[0] == 1 and all(d > 0 and d & (d - 1) == 0 for d in dilations)
+    expect(powers, "dilations", "powers of two, the first 1", list(dilations))
+    outputs = 3 * mixtures if mixtures else classes
+    expect(w.out.shape[0] == outputs, "out", f"{outputs} rows", w.out.shape[0])
+    expect(A == (2 if mixtures else classes), "embed", 2 if mixtures else f"{classes} rows", A)
+    expect(classes >= 2, "classes", "at least 2", classes)
+    expect(0 <= temperature < float("inf"), "temperature", "finite and >= 0", temperature)
+    pair = (n, T, 2) if mixtures else (n, T)
+    expect(uniforms.shape == pair, "uniforms", pair, tuple(uniforms.shape))
+    inside = ((uniforms >= 0) & (uniforms < 1)).all()
+    expect(inside, "uniforms", "values in [0, 1)", "others")
+    width = sum((K - 1) * d * R for d in dilations[1:])
+    expect(state.rings.shape == (n, width), "rings", (n, width), tuple(state.rings.shape))
+    expect(state.history.shape == (n, K), "history", (n, K), tuple(state.history.shape))
+    fits = prefix.dim() == 2 and prefix.shape[0] == n and prefix.shape[1] <= T
+    expect(fits, "prefix", f"({n}, at most {T})", tuple(prefix.shape))
+    for name, codes, lowest in (("prefix", prefix, 0), ("history", state.history, -1)):
+        if codes.dtype != torch.int64:
+            raise TypeError(f"wavenet_sample: {name}: expected int64, got {codes.dtype}")
+        inside = ((codes >= lowest) & (codes < classes)).all()
+        expect(inside, name, f"codes in [{lowest}, {classes})", "others")
+    shapes = ((1, L, G), (n, L, G))
+    expect(base.shape in shapes, "base", shapes[1], tuple(base.shape))
+    expect(hop > 0, "hop", "at least 1", hop)
+    if cond.shape[1:] != (0, 0):
+        C = 0 if w.cond is None else w.cond.shape[-1]
+        frames = -(-(state.step % hop + T) // hop)
+        fits = C and cond.shape[:2] == (n, C) and cond.shape[2] >= frames
+        expect(fits, "cond", f"({n}, {C}, at least {frames})", tuple(cond.shape))
+    for name, tensor in (("base", base), ("cond", cond), ("rings", state.rings)):
+        expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")
