@@ -57,10 +57,10 @@ void set_isa(const std::string& name) {
 template <class T>
 using Argument = std::conditional_t<std::is_pointer_v<T>, std::uintptr_t, T>;
 
-// Bind the kernel's versions, one for each instruction set, as one function. It lets go of the
+// Expose the kernel's versions, one for each instruction set, as one function. It lets go of the
 // interpreter while it runs, and raises what a signal handler raised.
 template <class... A>
-void bind(py::module_& m, const char* name, const std::vector<void (*)(A...)>& kernels) {
+void expose(py::module_& m, const char* name, const std::vector<void (*)(A...)>& kernels) {
   m.def(name, [kernels](Argument<A>... arguments) {
     {
       py::gil_scoped_release unlocked;
@@ -84,12 +84,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return ISAS[chosen]; }, "The instruction set in use.");
   m.def("set_isa", set_isa, "Use another instruction set.");
 #define FASTGEN_ENTRY(isa) fastgen::isa::wavenet_layer
-  bind(m, "wavenet_layer", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+  expose(m, "wavenet_layer", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY
 #define FASTGEN_ENTRY(isa) fastgen::isa::wavenet_layer_backward
-  bind(m, "wavenet_layer_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+  expose(m, "wavenet_layer_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY
 #define FASTGEN_ENTRY(isa) fastgen::isa::wavenet_sample
-  bind(m, "wavenet_sample", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+  expose(m, "wavenet_sample", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY
 }

@@ -173,7 +173,7 @@ def _check(name, expected, got, path):
 
 
 def _header(file, size, path):
-    """The JSON at the file's start: length (8 bytes, little endian), then the text."""
+    """The JSON at the file's start, after its length (8 bytes, little endian)."""
     if size < 8:
         raise CheckpointError(f"load: {path}: expected at least 8 bytes, got {size}")
     length, limit = int.from_bytes(file.read(8), "little"), min(size - 8, _HEADER_LIMIT)
@@ -182,9 +182,16 @@ def _header(file, size, path):
             f"load: {path}: byte 0: expected a header of at most {limit} bytes, got {length}"
         )
     try:
-        return json.loads(file.read(length), object_pairs_hook=_unique)
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"load: {path}: byte 8: expected JSON: {error!s:.200}") from error
+    except (AttributeError, LookupError, TypeError) as error:
+        raise CheckpointError(f"load: {path}: byte 8: not a safetensors header") from error
+    if end != size:
+        raise CheckpointError(f"load: {path}: expected {end} bytes, got {size}")
+    return header
 
 
 def _meta(header, path):

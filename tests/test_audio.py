@@ -65,7 +65,8 @@ def test_values_from_the_formula():
     assert mulaw_encode(x).tolist() == [0, 16, 127, 128, 157, 239, 255]
     assert linear_encode(x).tolist() == [0, 64, 127, 128, 129, 191, 255]
     smallest = (256 ** (1 / 255) - 1) / 255
-    torch.testing.assert_close(mulaw_decode(torch.tensor([127, 128])) / smallest, [-1.0, 1.0])
+    middle = mulaw_decode(torch.tensor([127, 128]))
+    torch.testing.assert_close(middle, torch.tensor([-smallest, smallest]))
 
 
 @pytest.mark.parametrize("classes", CLASSES)
@@ -83,7 +84,8 @@ def test_shapes_dtypes_and_clipping(encode, decode):
     assert encode(torch.tensor(0.5)).shape == ()
     assert encode(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        assert torch.equal(encode(torch.tensor([0.25, -1], dtype=dtype)), encode([0.25, -1.0]))
+        x = torch.tensor([0.25, -1])
+        assert torch.equal(encode(x.to(dtype)), encode(x))
     for dtype in (torch.uint8, torch.int16, torch.int64):
         assert torch.equal(decode(torch.tensor([7], dtype=dtype)), decode(torch.tensor([7])))
 
@@ -278,7 +280,7 @@ def test_log_mel_config_builds_the_same():
         ({"hop_length": -1}, "hop_length expected a positive integer, got -1"),
         ({"n_fft": 401}, "n_fft expected even and >= win_length, got 401"),
         ({"n_fft": 398}, "n_fft expected even and >= win_length, got 398"),
-        ({"mels": 128}, "got none in filter 0 of 128: use fewer mels or a larger n_fft than 512"),
+        ({"mels": 256}, "got none in filter 0 of 256: use fewer mels or a larger n_fft than 512"),
     ],
 )
 def test_log_mel_refuses_sizes(change, message):
