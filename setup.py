@@ -33,7 +33,9 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         print(result.stdout)
         if result.returncode and "fastgen: no C++ compiler" not in result.stdout:
             raise SystemExit("fastgen: CMake could not configure csrc/ (its output is above)")

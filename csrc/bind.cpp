@@ -54,8 +54,7 @@ void set_isa(const std::string& name) {
   throw std::invalid_argument("FASTGEN_ISA: expected one of" + known + ", got " + name);
 }
 
-template <class T>
-using Argument = std::conditional_t<std::is_pointer_v<T>, std::uintptr_t, T>;
+template <class T> using Argument = std::conditional_t<std::is_pointer_v<T>, std::uintptr_t, T>;
 
 // Expose the kernel's versions, one for each instruction set, as one function. It lets go of the
 // interpreter while it runs, and raises what a signal handler raised.

@@ -15,18 +15,18 @@
   namespace fastgen::isa {                                                                         \
   /* Sample T codes of n streams: kernels/wavenet_sample.py has the math and the layouts. */       \
   void wavenet_sample(                                                                             \
-      int64_t dtype,            /* 0 float32, 1 float64, 2 bfloat16, 3 int8; real: the first two */ \
-      const void* words,        /* every matrix in panels, in the order of a step */               \
-      const float* scales,      /* int8: a row's scale */                                          \
-      const int32_t* offsets,   /* int8: 128 times a row's sum */                                  \
-      const void* cond_words,   /* (L 2H, C) in panels of real */                                  \
-      const void* table,        /* (K, A, 2H) real */                                              \
-      const void* embed,        /* (A, R) real */                                                  \
-      const void* biases,       /* res (L - 1, R), skip (S,), hidden (S,), out (O,) real */        \
-      const double* uniforms,   /* (n, T), or (n, T, 2) for a mixture */                           \
-      const int64_t* prefix,    /* (n, P) */                                                       \
-      const void* base,         /* (n or 1, L, 2H) real */                                         \
-      const void* cond,         /* (n, C, F) real */                                               \
+      int64_t dtype,          /* 0 float32, 1 float64, 2 bfloat16, 3 int8; real: the first two */  \
+      const void* words,      /* every matrix in panels, in the order of a step */                 \
+      const float* scales,    /* int8: a row's scale */                                            \
+      const int32_t* offsets, /* int8: 128 times a row's sum */                                    \
+      const void* cond_words, /* (L 2H, C) in panels of real */                                    \
+      const void* table,      /* (K, A, 2H) real */                                                \
+      const void* embed,      /* (A, R) real */                                                    \
+      const void* biases,     /* res (L - 1, R), skip (S,), hidden (S,), out (O,) real */          \
+      const double* uniforms, /* (n, T), or (n, T, 2) for a mixture */                             \
+      const int64_t* prefix,  /* (n, P) */                                                         \
+      const void* base,       /* (n or 1, L, 2H) real */                                           \
+      const void* cond,       /* (n, C, F) real */                                                 \
       const int64_t* dilations, /* (L,) */                                                         \
       void* rings,              /* (n, sum of (K - 1) d R) real, in and out */                     \
       int64_t* history,         /* (n, K), in and out */                                           \
@@ -37,38 +37,37 @@
       int64_t hop, int64_t L, int64_t K, int64_t R, int64_t H, int64_t S, int64_t O,               \
       int64_t classes, int64_t mixtures, double temperature, int64_t threads);                     \
   /* One layer of a WaveNet, for training: kernels/wavenet_layer.py has the math. */               \
-  void wavenet_layer(                                                                              \
-      int64_t dtype,           /* of every pointer here: 0 float32, 1 float64 */                   \
-      const void* x,           /* (B, R, T) */                                                     \
-      const void* skip,        /* (B, S, T) */                                                     \
-      const void* weight,      /* (2H, R, K) */                                                    \
-      const void* bias,        /* (2H,) */                                                         \
-      const void* res_weight,  /* (R, H), or null: then no res_bias and no out */                  \
-      const void* res_bias,    /* (R,) */                                                          \
-      const void* skip_weight, /* (S, H) */                                                        \
-      const void* skip_bias,   /* (S,) */                                                          \
-      const void* cond,        /* (B, 2H, F), or null */                                           \
-      void* out,               /* (B, R, T) */                                                     \
-      void* skip_out,          /* (B, S, T) */                                                     \
-      void* gates,             /* (B, 2H, T): tanh, then sigmoid; or null */                       \
-      int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T, int64_t F, int64_t hop,    \
-      int64_t dilation, int64_t threads);                                                          \
+  void wavenet_layer(int64_t dtype,           /* of every pointer here: 0 float32, 1 float64 */    \
+                     const void* x,           /* (B, R, T) */                                      \
+                     const void* skip,        /* (B, S, T) */                                      \
+                     const void* weight,      /* (2H, R, K) */                                     \
+                     const void* bias,        /* (2H,) */                                          \
+                     const void* res_weight,  /* (R, H), or null: then no res_bias and no out */   \
+                     const void* res_bias,    /* (R,) */                                           \
+                     const void* skip_weight, /* (S, H) */                                         \
+                     const void* skip_bias,   /* (S,) */                                           \
+                     const void* cond,        /* (B, 2H, F), or null */                            \
+                     void* out,               /* (B, R, T) */                                      \
+                     void* skip_out,          /* (B, S, T) */                                      \
+                     void* gates,             /* (B, 2H, T): tanh, then sigmoid; or null */        \
+                     int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T, int64_t F,  \
+                     int64_t hop, int64_t dilation, int64_t threads);                              \
   /* The gradients of wavenet_layer. */                                                            \
-  void wavenet_layer_backward(                                                                     \
-      int64_t dtype,          /* of every pointer here: 0 float32, 1 float64 */                    \
-      const void* dout,       /* (B, R, T) */                                                      \
-      const void* dskip,      /* (B, S, T) */                                                      \
-      const void* gates,      /* (B, 2H, T) */                                                     \
-      const void* x,          /* (B, R, T) */                                                      \
-      const void* weight,     /* (2H, R, K) */                                                     \
-      const void* res_weight, /* (R, H), or null: then no dout */                                  \
-      const void* skip_weight, /* (S, H) */                                                        \
-      void* dz,               /* (B, 2H, T), workspace */                                          \
-      void* dx,               /* or null */                                                        \
-      void* dweight,          /* or null, and then no gradient of any weight or bias */            \
-      void* dbias, void* dres_weight, void* dres_bias, void* dskip_weight, void* dskip_bias,       \
-      void* dcond,            /* (B, 2H, F), or null */                                            \
-      int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T, int64_t F, int64_t hop,    \
-      int64_t dilation, int64_t threads);                                                          \
+  void                                                                                             \
+  wavenet_layer_backward(int64_t dtype,          /* of every pointer here: 0 float32, 1 float64 */ \
+                         const void* dout,       /* (B, R, T) */                                   \
+                         const void* dskip,      /* (B, S, T) */                                   \
+                         const void* gates,      /* (B, 2H, T) */                                  \
+                         const void* x,          /* (B, R, T) */                                   \
+                         const void* weight,     /* (2H, R, K) */                                  \
+                         const void* res_weight, /* (R, H), or null: then no dout */               \
+                         const void* skip_weight, /* (S, H) */                                     \
+                         void* dz,                /* (B, 2H, T), workspace */                      \
+                         void* dx,                /* or null */                                    \
+                         void* dweight, /* or null, and then no gradient of any weight or bias */  \
+                         void* dbias, void* dres_weight, void* dres_bias, void* dskip_weight,      \
+                         void* dskip_bias, void* dcond, /* (B, 2H, F), or null */                  \
+                         int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T,         \
+                         int64_t F, int64_t hop, int64_t dilation, int64_t threads);               \
   }
 FASTGEN_EACH_ISA(FASTGEN_DECLARE)

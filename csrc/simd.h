@@ -62,7 +62,8 @@ template <class T> inline Exp<T>::Exp(vec<T> x) {
   constexpr int DEGREE = F ? 7 : 13;
   constexpr auto M = Bits<T>::MANTISSA;
   x = x < LOW ? splat<T>(LOW) : x > HIGH ? splat<T>(HIGH) : x; // a NaN stays one
-  const T magic = T(3) * (int64_t(1) << (M - 1)); // adding 1.5 * 2^M rounds, and leaves n in the low bits
+  const T magic =
+      T(3) * (int64_t(1) << (M - 1)); // adding 1.5 * 2^M rounds, and leaves n in the low bits
   const vec<T> shifted = x * T(1.44269504088896341) + magic;
   const vec<T> n = shifted - magic;
   const vec<T> r = (x - n * LN2_HEAD) - n * LN2_TAIL;
@@ -136,8 +137,7 @@ inline void tile(int64_t K, const typename P::word* a, int64_t am, const typenam
 
 // How many vectors of columns a tile of M rows holds, so that sums, b and a fit in registers.
 constexpr int columns(int M) {
-  if (REGISTERS == 32) return M >= 8 ? 3 : M >= 4 ? 4 : 8;
-  return M >= 4 ? 3 : M >= 2 ? 4 : 8;
+  return REGISTERS == 32 ? (M >= 4 ? 4 : 8) : M >= 4 ? 3 : M >= 2 ? 4 : 8;
 }
 
 template <class P, int M, int V>
@@ -148,14 +148,24 @@ inline void across(int64_t N, int64_t K, const typename P::word* a, int64_t am,
   if constexpr (V > 1) across<P, M, V / 2>(N, K, a, am, b, bk, c, cm);
 }
 
-// c (rows x N, rows cm apart) += a (rows x K, rows am apart) b (K x N, rows bk apart).
-// N is a multiple of the vector's lanes.
-template <class P, int M = 8>
-inline void gemm(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
+template <class P, int M>
+inline void down(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
                  const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm) {
   for (; rows >= M; rows -= M, a += M * am, c += M * cm)
     across<P, M, columns(M)>(N, K, a, am, b, bk, c, cm);
-  if constexpr (M > 1) gemm<P, M / 2>(rows, N, K, a, am, b, bk, c, cm);
+  if constexpr (M > 1) down<P, M / 2>(rows, N, K, a, am, b, bk, c, cm);
+}
+
+// c (rows x N, rows cm apart) += a (rows x K, rows am apart) b (K x N, rows bk apart).
+// N is a multiple of the vector's lanes. K goes in pieces, so that the second tile of rows finds
+// b's piece in the first cache.
+template <class P>
+inline void gemm(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
+                 const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm) {
+  constexpr int M = 4;
+  const int64_t piece = rows > M ? 128 : K;
+  for (int64_t k = 0; k < K; k += piece)
+    down<P, M>(rows, N, K - k < piece ? K - k : piece, a + k, am, b + k * bk, bk, c, cm);
 }
 
 // A word is one number.

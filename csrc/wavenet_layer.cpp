@@ -9,10 +9,10 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int64_t TILE = 96;   // samples; a multiple of every vector, and of three
-constexpr int64_t ROWS = 8;    // rows of a product that are finished at once
-constexpr int64_t PAD = 16;    // columns of a transposed tile are padded to a multiple of it
-constexpr int64_t RUN = 6;     // tiles of one partial sum of the gradients of weights, at least
+constexpr int64_t TILE = 96;     // samples; a multiple of every vector, and of three
+constexpr int64_t ROWS = 8;      // rows of a product that are finished at once
+constexpr int64_t PAD = 16;      // columns of a transposed tile are padded to a multiple of it
+constexpr int64_t RUN = 6;       // tiles of one partial sum of the gradients of weights, at least
 constexpr int64_t PARTIALS = 32; // partial sums, at most
 
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -80,8 +80,10 @@ void product(const Tile<real>& i, int64_t T, int64_t rows, int64_t K, real* to, 
     const int64_t m = min(ROWS, rows - r);
     for (int64_t q = 0; q < m; ++q) {
       real* row = c + q * TILE;
-      if (from) take(row, from + (r + q) * T, T, i.t, i.n, i.N);
-      else memset(row, 0, i.N * sizeof(real));
+      if (from)
+        take(row, from + (r + q) * T, T, i.t, i.n, i.N);
+      else
+        memset(row, 0, i.N * sizeof(real));
       if (bias)
         for (int64_t j = 0; j < i.N; j += LANES<real>) store(row + j, load(row + j) + bias[r + q]);
     }
@@ -202,7 +204,8 @@ template <class real> struct Backward {
     const int64_t Q = s.mixed();
     for (int64_t h = 0; h < s.H; ++h)
       for (int64_t q = 0; q < Q; ++q)
-        mix[h * Q + q] = q < Q - s.S ? res_weight[q * s.H + h] : skip_weight[(q - (Q - s.S)) * s.H + h];
+        mix[h * Q + q] =
+            q < Q - s.S ? res_weight[q * s.H + h] : skip_weight[(q - (Q - s.S)) * s.H + h];
     for (int64_t r = 0; r < s.R; ++r)
       for (int64_t k = 0; k < s.K; ++k)
         for (int64_t c = 0; c < 2 * s.H; ++c)
@@ -305,7 +308,8 @@ template <class real> struct Rest {
 
   real sum(int64_t offset) const {
     real y = 0;
-    for (int64_t run = 0; run < layer.runs(); ++run) y += layer.sums[run * layer.partial() + offset];
+    for (int64_t run = 0; run < layer.runs(); ++run)
+      y += layer.sums[run * layer.partial() + offset];
     return y;
   }
 
@@ -361,8 +365,8 @@ void wavenet_layer(int64_t dtype, const void* x, const void* skip, const void* w
 
 void wavenet_layer_backward(int64_t dtype, const void* dout, const void* dskip, const void* gates,
                             const void* x, const void* weight, const void* res_weight,
-                            const void* skip_weight, void* dz, void* dx, void* dweight,
-                            void* dbias, void* dres_weight, void* dres_bias, void* dskip_weight,
+                            const void* skip_weight, void* dz, void* dx, void* dweight, void* dbias,
+                            void* dres_weight, void* dres_bias, void* dskip_weight,
                             void* dskip_bias, void* dcond, int64_t B, int64_t R, int64_t S,
                             int64_t H, int64_t K, int64_t T, int64_t F, int64_t hop,
                             int64_t dilation, int64_t threads) {
@@ -370,10 +374,26 @@ void wavenet_layer_backward(int64_t dtype, const void* dout, const void* dskip, 
   const auto call = [&](auto zero) {
     using real = decltype(zero);
     using in = const real*;
-    backward<real>({s, (in)dout, (in)dskip, (in)gates, (in)x, (in)weight, (in)res_weight,
-                    (in)skip_weight, (real*)dz, (real*)dx, (real*)dweight, (real*)dbias,
-                    (real*)dres_weight, (real*)dres_bias, (real*)dskip_weight, (real*)dskip_bias,
-                    (real*)dcond, nullptr, nullptr, nullptr},
+    backward<real>({s,
+                    (in)dout,
+                    (in)dskip,
+                    (in)gates,
+                    (in)x,
+                    (in)weight,
+                    (in)res_weight,
+                    (in)skip_weight,
+                    (real*)dz,
+                    (real*)dx,
+                    (real*)dweight,
+                    (real*)dbias,
+                    (real*)dres_weight,
+                    (real*)dres_bias,
+                    (real*)dskip_weight,
+                    (real*)dskip_bias,
+                    (real*)dcond,
+                    nullptr,
+                    nullptr,
+                    nullptr},
                    threads);
   };
   dtype ? call(double()) : call(float());

@@ -41,14 +41,14 @@ struct Byte {
 #elif defined(__AVX512BW__)
     const auto even = _mm512_madd_epi16(_mm512_and_si512((__m512i)x, _mm512_set1_epi16(255)),
                                         _mm512_srai_epi16(_mm512_slli_epi16((__m512i)y, 8), 8));
-    const auto odd = _mm512_madd_epi16(_mm512_srli_epi16((__m512i)x, 8),
-                                       _mm512_srai_epi16((__m512i)y, 8));
+    const auto odd =
+        _mm512_madd_epi16(_mm512_srli_epi16((__m512i)x, 8), _mm512_srai_epi16((__m512i)y, 8));
     return s + (vec<int32_t>)even + (vec<int32_t>)odd;
 #elif defined(__AVX2__)
     const auto even = _mm256_madd_epi16(_mm256_and_si256((__m256i)x, _mm256_set1_epi16(255)),
                                         _mm256_srai_epi16(_mm256_slli_epi16((__m256i)y, 8), 8));
-    const auto odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)x, 8),
-                                       _mm256_srai_epi16((__m256i)y, 8));
+    const auto odd =
+        _mm256_madd_epi16(_mm256_srli_epi16((__m256i)x, 8), _mm256_srai_epi16((__m256i)y, 8));
     return s + (vec<int32_t>)even + (vec<int32_t>)odd;
 #else
 #pragma GCC unroll 4
@@ -94,24 +94,65 @@ template <class D> struct Operand {
   const float* scales; // of each vector, int8 only
 };
 
-uint16_t bfloat16(float x) { // to the nearest, ties to even
-  uint32_t u;
-  memcpy(&u, &x, sizeof u);
-  return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+// Whole vectors at a time: arrays are padded for what these touch beyond `count`.
+template <class T> void copy(int64_t count, const T* from, T* to) {
+  for (int64_t i = 0; i < count; i += LANES<T>) store<T>(to + i, load(from + i));
+}
+template <class T> void accumulate(int64_t count, const T* from, T* to) {
+  for (int64_t i = 0; i < count; i += LANES<T>) store<T>(to + i, load(to + i) + load(from + i));
 }
 
-float largest(const float* x, int64_t K) {
+template <class T> T largest(vec<T> v) {
+  T x[LANES<T>];
+  memcpy(x, &v, sizeof v);
+#pragma GCC unroll 8
+  for (int half = LANES<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+  return x[0];
+}
+
+template <class T> T largest(const T* x, int64_t count) {
+  vec<T> v = splat<T>(x[0]);
+  int64_t i = 0;
+  for (; i + LANES<T> <= count; i += LANES<T>) v = load(x + i) > v ? load(x + i) : v;
+  T top = largest<T>(v);
+  for (; i < count; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+float largest_magnitude(const float* x, int64_t count) {
   constexpr int W = LANES<float>;
   vec<float> v{};
-  int64_t k = 0;
-  for (; k + W <= K; k += W) {
-    const vec<float> y = abs<float>(load(x + k));
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    const vec<float> y = abs<float>(load(x + i));
     v = y > v ? y : v;
   }
-  float y = 0;
-  for (int i = 0; i < W; ++i) y = v[i] > y ? v[i] : y;
-  for (; k < K; ++k) y = __builtin_fabsf(x[k]) > y ? __builtin_fabsf(x[k]) : y;
-  return y;
+  float top = largest<float>(v);
+  for (; i < count; ++i) top = __builtin_fabsf(x[i]) > top ? __builtin_fabsf(x[i]) : top;
+  return top;
+}
+
+// Round to bfloat16, ties to even.
+void narrow(int64_t count, const float* from, uint16_t* to) {
+  typedef uint16_t half __attribute__((vector_size(2 * LANES<float>)));
+  for (int64_t i = 0; i < count; i += LANES<float>) {
+    const auto u = (vec<uint32_t>)load(from + i);
+    const half h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, half);
+    memcpy(to + i, &h, sizeof h);
+  }
+}
+
+// Round x / scale to bytes of zero 128; returns the scale.
+float narrow(int64_t count, const float* from, uint8_t* to) {
+  typedef uint8_t bytes __attribute__((vector_size(LANES<float>)));
+  const float top = largest_magnitude(from, count), inverse = top > 0 ? 127 / top : 0;
+  for (int64_t i = 0; i < count; i += LANES<float>) {
+    const vec<float> x = load(from + i) * inverse + 128.5f;
+    const bytes b = __builtin_convertvector(__builtin_convertvector(x, vec<int32_t>), bytes);
+    memcpy(to + i, &b, sizeof b);
+  }
+  return top / 127;
 }
 
 // M vectors x of length K, `stride` apart, as an operand; `words` and `scales` have room for them.
@@ -121,18 +162,14 @@ Operand<D> operand(int64_t M, const typename D::T* x, int64_t stride, int64_t K,
   if constexpr (D::COLUMNS == 1) return {x, stride, nullptr};
   const int64_t width = (K + D::COLUMNS - 1) / D::COLUMNS;
   for (int64_t m = 0; m < M; ++m) {
-    const auto* y = x + m * stride;
-    words[m * width + width - 1] = 0; // what the last word has beyond K multiplies zeros
+    auto* to = words + m * width;
     if constexpr (D::COLUMNS == 2) {
-      auto* to = reinterpret_cast<uint16_t*>(words + m * width);
-      for (int64_t k = 0; k < K; ++k) to[k] = bfloat16(y[k]);
+      auto* narrowed = reinterpret_cast<uint16_t*>(to);
+      narrow(K, x + m * stride, narrowed);
+      if (K % 2) narrowed[K] = 0; // it meets a zero, and must not be a NaN
     }
-    if constexpr (D::COLUMNS == 4) {
-      auto* to = reinterpret_cast<uint8_t*>(words + m * width);
-      const float top = largest(y, K), inverse = top > 0 ? 127 / top : 0;
-      for (int64_t k = 0; k < K; ++k) to[k] = uint8_t(int32_t(y[k] * inverse + 128.5f));
-      scales[m] = top / 127;
-    }
+    if constexpr (D::COLUMNS == 4)
+      scales[m] = narrow(K, x + m * stride, reinterpret_cast<uint8_t*>(to));
   }
   return {words, width, scales};
 }
@@ -197,7 +234,6 @@ template <class D> struct Arrays {
   T *past, *taps;                     // (L, BLOCK / M, M, G), (BLOCK, (K - 1) R)
   T *before, *after, *features;       // (M, LG): base + cond at the frames around t; (M, C)
   T* p;                               // (O,) of one stream
-  double* cdf;
   typename D::P::word* words;
   float* scales;
 
@@ -214,25 +250,40 @@ template <class D> struct Arrays {
     take(skip, M * S), take(hidden, M * S), take(out, M * O);
     take(past, z.L * BLOCK * G), take(taps, BLOCK * (z.K - 1) * z.R);
     take(before, M * LG), take(after, M * LG), take(features, M * z.C);
-    take(p, O), take(cdf, O);
-    take(words, BLOCK * (LH + S + R * z.K)), take(scales, BLOCK);
+    take(p, O);
+    take(words, BLOCK * (LH + S + R * z.K) + PAD), take(scales, BLOCK);
     return at + 64;
   }
 };
 
-// exp(z / temperature - max) cumulated, and the number of entries that are <= u times the last,
-// at most the last class of positive probability; the likeliest class at temperature 0.
-template <class T>
-int64_t choose(const T* z, int64_t A, double u, double temperature, T* p, double* cdf) {
-  int64_t best = 0;
-  for (int64_t i = 1; i < A; ++i) best = z[i] > z[best] ? i : best;
-  if (temperature == 0) return best;
-  const T top = z[best], rate = T(temperature < 1e-30 ? 1e30 : 1 / temperature);
+// The number of entries of the CDF of softmax(z / temperature) that are <= u, at most the last
+// class of positive probability; at temperature 0 the likeliest class. p has room for A, padded.
+//
+// cdf[i] is the sum of the whole blocks of 16 before i, plus that of i's block up to i: the
+// blocks' sums need not wait for each other.
+template <class T> int64_t choose(const T* z, int64_t A, double u, double temperature, T* p) {
+  const T top = largest(z, A);
+  if (temperature == 0) {
+    int64_t best = 0;
+    while (z[best] != top) ++best;
+    return best;
+  }
+  const T rate = T(temperature < 1e-30 ? 1e30 : 1 / temperature);
   for (int64_t i = 0; i < A; i += LANES<T>) store<T>(p + i, exp<T>((load(z + i) - top) * rate));
-  double sum = 0;
-  for (int64_t i = 0; i < A; ++i) cdf[i] = sum += p[i];
-  int64_t code = 0, last = A - 1;
-  while (code < last && cdf[code] <= u * sum) ++code;
+  for (int64_t i = A; i < padded(A); ++i) p[i] = 0;
+  const auto block = [p](int64_t i, int64_t count) {
+    double sum = 0;
+    for (int64_t k = 0; k < count; ++k) sum += p[i + k];
+    return sum;
+  };
+  double total = 0, before = 0;
+  for (int64_t i = 0; i < A; i += PAD) total += block(i, PAD);
+  const double target = u * total;
+  int64_t code = 0;
+  for (double sum; code + PAD < A && before + (sum = block(code, PAD)) <= target; code += PAD)
+    before += sum;
+  const int64_t start = code;
+  while (code < A - 1 && before + block(start, code + 1 - start) <= target) ++code;
   while (p[code] == 0) --code;
   return code;
 }
@@ -240,8 +291,8 @@ int64_t choose(const T* z, int64_t A, double u, double temperature, T* p, double
 // A component by the first uniform, a place within it by the second, the nearest code to it.
 template <class T>
 int64_t choose_mixture(const T* z, int64_t mixtures, int64_t classes, const double* u,
-                       double temperature, T* p, double* cdf) {
-  const int64_t i = choose(z, mixtures, u[0], temperature, p, cdf);
+                       double temperature, T* p) {
+  const int64_t i = choose(z, mixtures, u[0], temperature, p);
   double x = z[mixtures + i];
   if (temperature > 0) {
     double quantile = __builtin_log(u[1]) - __builtin_log1p(-u[1]);
@@ -258,7 +309,7 @@ template <class D> class Group : Arrays<D> {
   using Real = std::conditional_t<sizeof(T) == 8, Float64, Float32>;
   using A = Arrays<D>;
   using A::R, A::G, A::S, A::O, A::LH, A::LG, A::y, A::a, A::h, A::skip, A::hidden, A::out, A::past,
-      A::taps, A::before, A::after, A::features, A::p, A::cdf, A::words, A::scales;
+      A::taps, A::before, A::after, A::features, A::p, A::words, A::scales;
 
   const Model<D>& w;
   const Sizes& z;
@@ -297,8 +348,7 @@ private:
       }
       gate(l);
       if (l < z.L - 1) {
-        for (int64_t m = 0; m < M; ++m)
-          for (int64_t i = 0; i < z.R; ++i) y[m * R + i] += w.res_bias[l * z.R + i];
+        for (int64_t m = 0; m < M; ++m) accumulate(z.R, w.res_bias + l * z.R, y + m * R);
         multiply(w.res[l], M, ready(M, h + l * z.H, LH, z.H), y, R);
       }
     }
@@ -342,10 +392,14 @@ private:
     const T fraction = T((z.step + t) % z.hop) / T(z.hop);
     for (int64_t m = 0; m < M; ++m) {
       const T *from = before + m * LG + l * 2 * z.H, *to = after + m * LG + l * 2 * z.H;
-      if (between)
-        for (int64_t i = 0; i < 2 * z.H; ++i) a[m * G + i] = from[i] + fraction * (to[i] - from[i]);
-      else
-        memcpy(a + m * G, from, 2 * z.H * sizeof(T));
+      if (!between) {
+        copy(2 * z.H, from, a + m * G);
+        continue;
+      }
+      for (int64_t i = 0; i < 2 * z.H; i += LANES<T>) {
+        const vec<T> x = load(from + i);
+        store<T>(a + m * G + i, x + fraction * (load(to + i) - x));
+      }
     }
   }
 
@@ -365,7 +419,8 @@ private:
     if (code < 0) return;
     const T value = T(code) * T(2.0 / double(z.classes - 1)) - 1;
     const T* row = z.mixtures ? table : table + code * width;
-    for (int64_t i = 0; i < width; ++i) to[i] += z.mixtures ? value * row[i] + row[width + i] : row[i];
+    for (int64_t i = 0; i < width; ++i)
+      to[i] += z.mixtures ? value * row[i] + row[width + i] : row[i];
   }
 
   // a += the convolution of layer l at step t; the ring takes y.
@@ -376,8 +431,7 @@ private:
     const int64_t at = t % together;
     if (at == 0 || t == z.step) past_taps(l, t, together - at, ring, depth, products + at * M * G);
     for (int64_t m = 0; m < M; ++m) {
-      const T* product = products + (at * M + m) * G;
-      for (int64_t i = 0; i < 2 * z.H; ++i) a[m * G + i] += product[i];
+      accumulate(2 * z.H, products + (at * M + m) * G, a + m * G);
       T* slots = s.rings + (first + m) * s.width + ring;
       memcpy(slots + t % depth * z.R, y + m * R, z.R * sizeof(T));
     }
@@ -409,9 +463,9 @@ private:
 
   void head() {
     for (int64_t m = 0; m < M; ++m) {
-      memcpy(skip + m * S, w.skip_bias, z.S * sizeof(T));
-      memcpy(hidden + m * S, w.hidden_bias, z.S * sizeof(T));
-      memcpy(out + m * O, w.out_bias, z.O * sizeof(T));
+      copy(z.S, w.skip_bias, skip + m * S);
+      copy(z.S, w.hidden_bias, hidden + m * S);
+      copy(z.O, w.out_bias, out + m * O);
     }
     multiply(w.skip, M, ready(M, h, LH, z.L * z.H), skip, S);
     relu(skip);
@@ -421,13 +475,18 @@ private:
   }
 
   void relu(T* x) {
-    for (int64_t i = 0; i < M * S; ++i) x[i] = x[i] < 0 ? 0 : x[i]; // a NaN stays one
+    for (int64_t i = 0; i < M * S; i += LANES<T>) {
+      const vec<T> v = load(x + i);
+      store<T>(x + i, v < 0 ? vec<T>{} : v); // a NaN stays one
+    }
   }
 
   bool finite(int64_t m, int64_t t) {
-    T zero = 0;
-    for (int64_t i = 0; i < z.O; ++i) zero += out[m * O + i] - out[m * O + i];
-    if (zero == 0) return true;
+    vec<T> zero{};
+    for (int64_t i = 0; i < O; i += LANES<T>) zero += load(out + m * O + i) * 0;
+    T sum = 0;
+    for (int i = 0; i < LANES<T>; ++i) sum += zero[i];
+    if (sum == 0) return true;
     s.failed[first + m] = z.step + t;
     return false;
   }
@@ -441,9 +500,9 @@ private:
       code = s.prefix[stream * z.P + t];
     else if (z.mixtures)
       code = choose_mixture(logits, z.mixtures, z.classes, s.uniforms + (stream * z.T + t) * 2,
-                            s.temperature, p, cdf);
+                            s.temperature, p);
     else
-      code = choose(logits, z.O, s.uniforms[stream * z.T + t], s.temperature, p, cdf);
+      code = choose(logits, z.O, s.uniforms[stream * z.T + t], s.temperature, p);
     s.codes[stream * z.T + t] = code;
     int64_t* codes = s.history + stream * z.K;
     memmove(codes, codes + 1, (z.K - 1) * sizeof *codes);
@@ -512,9 +571,17 @@ void wavenet_sample(int64_t dtype, const void* words, const float* scales, const
   const auto run = [&](auto d) {
     using D = decltype(d);
     using Real = typename D::T;
-    const Streams<Real> s{uniforms, prefix, static_cast<const Real*>(base),
-                          static_cast<const Real*>(cond), static_cast<Real*>(rings), width,
-                          history, codes, static_cast<Real*>(logits), failed, temperature};
+    const Streams<Real> s{uniforms,
+                          prefix,
+                          static_cast<const Real*>(base),
+                          static_cast<const Real*>(cond),
+                          static_cast<Real*>(rings),
+                          width,
+                          history,
+                          codes,
+                          static_cast<Real*>(logits),
+                          failed,
+                          temperature};
     start<D>(words, scales, offsets, cond_words, table, embed, biases, dilations, z, s, threads);
   };
   if (dtype == 0) run(Float32{});

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fastgen.files import atomic
+from .files import atomic
 
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
@@ -128,7 +128,7 @@ class Folder:
         restore(tensors, found, path)
 
     def save(self, step, model, state):
-        """Write both files of a step, and remove all but the newest `keep` of what is older."""
+        """Write both files of a step from tensors by name; only the newest `keep` states stay."""
         path = self.path / f"step-{step:08d}.safetensors"
         # The model first, so that it is never older than a checkpoint from which a run goes on.
         save(self.path / "model.safetensors", model, {**self.meta, "step": step})

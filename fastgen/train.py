@@ -5,6 +5,7 @@ asked for. Batches depend on the step alone, and torch's generator is seeded fro
 at each, so that a run that was stopped and one that was not are equal bit for bit.
 """
 
+import atexit
 import contextlib
 import importlib.util
 import json
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastgen.checkpoint import Folder
-from fastgen.files import atomic
-from fastgen.game import Game
+from .checkpoint import Folder
+from .files import atomic
+from .game import Game
 
 _TINY = sys.float_info.min  # the least value of what must be positive
 
@@ -85,16 +86,16 @@ def train(
     game = Game(model, betas)
     identity = {"model": type(model).__name__, "config": model.config}
     folder = Folder(out, {**(meta or {}), **identity}, keep)
+    rank, world = _processes(game.device)
+    if batch_size % world:
+        raise ValueError(f"train: batch_size {batch_size} does not divide by {world} processes")
+    tensors = game.tensors(0)
+    if rank == 0:
+        folder.resume(tensors)
+    start = _share(tensors, world)
+    if start > steps:
+        raise ValueError(f"train: {out} is at step {start} already, expected at most {steps}")
     with contextlib.ExitStack() as stack:
-        rank, world = stack.enter_context(_processes(game.device))
-        if batch_size % world:
-            raise ValueError(f"train: batch_size {batch_size} does not divide by {world} processes")
-        tensors = game.tensors(0)
-        if rank == 0:
-            folder.resume(tensors)
-        start = _share(tensors, world)
-        if start > steps:
-            raise ValueError(f"train: {out} is at step {start} already, expected at most {steps}")
         if rank == 0:
             log = _Log(folder.path, start, steps, tensorboard, progress)
             stack.callback(log.close)
@@ -243,17 +244,13 @@ def _read(pending, step):
     return rows[-1]
 
 
-@contextlib.contextmanager
 def _processes(device):
-    """(rank, count) of the processes that torchrun started, joined in a group for the block."""
-    join = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
-    if join:
+    """(rank, count) of the processes that torchrun started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    finally:
-        if join:
-            dist.destroy_process_group()
+        # Not after each run: torchrun's store does not let a process join twice.
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 @contextlib.contextmanager

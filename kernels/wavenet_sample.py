@@ -64,7 +64,7 @@ class Packed(NamedTuple):
     scales: torch.Tensor  # (rows,) what one int8 step of a row is worth; else empty
     offsets: torch.Tensor  # (rows,) int32, 128 times the sum of a row's int8; else empty
     table: torch.Tensor  # (K, A, 2H), or (K, 2, 2H): layer 0's taps of the embedding
-    biases: torch.Tensor  # res_bias, skip_bias, hidden_bias, out_bias end to end
+    biases: torch.Tensor  # res_bias, skip_bias, hidden_bias, out_bias, 16 zeros end to end
     cond: torch.Tensor  # cond (L 2H, C) in panels of float32 or float64; or empty
     dtype: str
 
@@ -88,6 +88,7 @@ def pack(weights, dtype="float32"):
         if l < L - 1:
             matrices.append(w.res[l])
     matrices += [w.skip.transpose(0, 1).flatten(1), w.hidden, w.out]
+    vectors = (w.res_bias, w.skip_bias, w.hidden_bias, w.out_bias, w.embed.new_zeros(LANES))
     words, scales, offsets = (torch.cat(v) for v in zip(*(panels(m, dtype) for m in matrices)))
     return Packed(
         weights=w,
@@ -95,7 +96,7 @@ def pack(weights, dtype="float32"):
         scales=scales,
         offsets=offsets,
         table=torch.einsum("grk,ar->kag", w.conv[0], w.embed).contiguous(),
-        biases=torch.cat([w.res_bias.flatten(), w.skip_bias, w.hidden_bias, w.out_bias]),
+        biases=torch.cat([v.flatten() for v in vectors]),
         cond=w.embed.new_empty(0) if w.cond is None else panels(w.cond.flatten(0, 1))[0],
         dtype=dtype,
     )
@@ -219,7 +220,7 @@ def _wavenet_sample(
     n, T = uniforms.shape[:2]
     K, _, G = table.shape
     L, R = len(dilations), embed.shape[1]
-    O = biases.shape[0] - (L - 1) * R - 2 * S
+    O = biases.shape[0] - LANES - (L - 1) * R - 2 * S
     codes = prefix.new_empty(n, T)
     values = embed.new_empty((n, T, O) if logits else (0,))
     rings, history = rings.clone(), history.clone()

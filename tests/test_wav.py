@@ -119,6 +119,7 @@ BAD = {
     r"b'fmt ' at byte 36: expected one format": riff(form(), form(), DATA),
     r"b'data' at byte 36: .* at most 4 bytes, got 5": riff(form(), chunk(b"data", b"1234", 5)),
     r"b'data' .* got 4294967295": riff(form(), chunk(b"data", b"1234", 2**32 - 1)),
+    r"at most 4 bytes, got 6": riff(form(), chunk(b"data", b"1234", 6)) + b"56",
     r"b'LIST' at byte 36: .* at most 2 bytes, got 3": riff(form(), chunk(b"LIST", b"12", 3)),
     r"b'fmt ' at byte 12: expected at least 16 bytes, got 14": riff(chunk(b"fmt ", bytes(14))),
     r"expected 40 bytes for codec 0xfffe, got 16": riff(form(EXTENSIBLE), DATA),
@@ -145,6 +146,13 @@ def test_a_bad_file_is_named_with_the_place(tmp_path, message):
     with pytest.raises(WavError, match=message) as caught:
         read(tmp_path, BAD[message])
     assert str(caught.value).startswith(f"read_wav: {tmp_path / 'a.wav'}: ")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_signalling_nan_is_an_error_and_no_warning(tmp_path):
+    data = riff(form(FLOAT, bits=64), chunk(b"data", struct.pack("<Q", 0x7FF0000000000001)))
+    with pytest.raises(WavError, match="nan"):
+        read(tmp_path, data)
 
 
 def test_every_truncation_is_an_error(tmp_path):

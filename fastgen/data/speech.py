@@ -62,14 +62,14 @@ class Speech:
             raise ValueError(f"Speech: {name}: expected at least 2 clips to split, got 1")
         self.split = split
         self.names = [path.relative_to(_locate(name)[0]).as_posix() for path in paths]
-        self.waves, rates = zip(*map(load_audio, paths), strict=True)
+        waves, rates = zip(*map(load_audio, paths), strict=True)
         for path, rate in zip(paths, rates, strict=True):
             if rate != rates[0]:
                 raise ValueError(
                     f"Speech: expected one rate, got {rates[0]} Hz in {paths[0]} and {rate} Hz in "
                     f"{path}"
                 )
-        self.rate = rates[0]
+        self.waves, self.rate = list(waves), rates[0]
 
 
 class Crops:

@@ -60,7 +60,7 @@ def write_wav(path, samples, rate):
     Raises TypeError for samples that are not float or a rate that is not an integer; ValueError for
     other shapes, NaN or Inf, and sizes that the format cannot hold; OSError naming the file.
     """
-    samples = torch.as_tensor(samples).detach()
+    samples = torch.as_tensor(samples)
     _check_writable(path, samples, rate)
     samples, rate = torch.atleast_2d(samples).cpu(), int(rate)  # (channels, T)
     codes = (samples.double() * 32768).round().clamp(-32768, 32767).to(torch.int16)
@@ -154,7 +154,7 @@ def _read(file, position, length):
 def _decode(data, form):
     """Little-endian samples as float32."""
     if form.codec == FLOAT:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return np.frombuffer(data, f"<f{form.bits // 8}").astype(np.float32)
     if form.bits == 8:
         return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128

@@ -87,26 +87,27 @@ def linear_predictor_nats(train, heldout, order=16, scale_order=32, classes=256)
     distance of two levels. The p sum to one, so that the figure compares with any model of these
     codes.
 
-    train, heldout: sequences of (T,) waves. Raises ValueError for orders < 0, and for no samples.
+    train, heldout: sequences of (T,) waves. Raises ValueError for orders < 0, other shapes
+    and no samples.
     """
-    if order < 0 or scale_order < 0:
-        raise ValueError(
-            f"linear_predictor_nats: orders expected >= 0, got {order} and {scale_order}"
-        )
+    if min(order, scale_order) < 0:
+        raise ValueError(f"linear_predictor_nats: orders expected >= 0, got {order}, {scale_order}")
+    for name, waves in (("train", train), ("heldout", heldout)):
+        shapes = [tuple(wave.shape) for wave in waves]
+        if any(len(shape) != 1 for shape in shapes) or not sum(math.prod(s) for s in shapes):
+            raise ValueError(
+                f"linear_predictor_nats: {name} expected waves (T,) with samples, got {shapes[:3]}"
+            )
     edges = mulaw_edges(classes)
     least = mulaw_decode(torch.arange(classes), classes).double().diff().min()
-    inf = edges.new_tensor([math.inf])
-    edges = torch.cat([-inf, edges, inf])
-    train = [mulaw_encode(wave, classes) for wave in train]
-    heldout = [mulaw_encode(wave, classes) for wave in heldout]
-    if not sum(map(len, train)) or not sum(map(len, heldout)):
-        raise ValueError("linear_predictor_nats: expected samples in train and heldout, got none")
+    edges = F.pad(F.pad(edges, (1, 0), value=-math.inf), (0, 1), value=math.inf)
 
-    x = [mulaw_decode(codes, classes).double() for codes in train]
+    x = [mulaw_decode(mulaw_encode(wave, classes), classes).double() for wave in train]
     a = _regress(x, order)
     b = _regress([(wave - _predict(wave, a)).abs() for wave in x], scale_order)
     total = 0.0
-    for codes in heldout:
+    for wave in heldout:
+        codes = mulaw_encode(wave, classes)
         x = mulaw_decode(codes, classes).double()
         m = _predict(x, a)
         s = _predict((x - m).abs(), b).clamp_min(least)

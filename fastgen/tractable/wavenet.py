@@ -235,7 +235,7 @@ def sample_naive(model, uniforms, prefix, cond, speaker, temperature, dtype):
         codes[:, :given] = prefix
     hop = model.hop_length
     for t in range(given, length):
-        start = max(0, t + 1 - model.receptive_field) // hop * hop  # a window begins with a frame
+        start = max(0, t - model.receptive_field) // hop * hop  # a window begins with a frame
         window = None if cond is None else cond[..., start // hop :].to(getattr(torch, dtype))
         logits = model(codes[:, start : t + 1], window, speaker)[..., -1]
         codes[:, t] = kernels.draw(

@@ -1,0 +1,372 @@
+"""The command `fastgen`."""
+
+import math
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional, arg
+
+from . import __version__, doctor, weights
+from . import train as training
+from .checkpoint import CheckpointError
+from .data import Speech, load_audio, write_wav
+from .data.features import format_of
+from .metrics.likelihood import network_nats
+from .sound import Clips, arithmetic, draw, likelihoods, naive_speed, prepare, resynthesis
+from .text import number, progress, speed, table
+from .verify import wavenet
+
+DESCRIPTION = f"""fastgen {__version__}: fast kernels for generative models, and the models on top.
+
+An error is one line; --traceback, or FASTGEN_TRACEBACK=1, shows where it came from."""
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the signal, as in a shell
+EXPECTED = (ValueError, TypeError, OSError, ImportError)  # of what was asked for, not of fastgen
+NAIVE_SECONDS = 2  # for which the naive sampler is timed
+FRAMES = 8  # of conditioning that a stream is given at once
+
+Model = Annotated[
+    Positional[str],
+    arg(metavar="MODEL", help="a shipped model's name, a model's file, or a run's folder"),
+]
+Device = Annotated[str, arg(metavar="DEVICE", help="cpu, or cuda for a GPU")]
+Dtype = Literal["float32", "bfloat16", "int8", "float64"]
+Seed = Annotated[
+    int | None,
+    arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
+]
+Threads = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")]
+Files = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")]
+
+
+def main(argv=None):
+    """Run the command that `argv` holds, or the process's; returns its exit code.
+
+    2 for a wrong argument, file or machine, 1 for a check that failed or a defect, 130 for Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    raises = "--traceback" in argv or os.environ.get("FASTGEN_TRACEBACK") == "1"
+    argv = [a for a in argv if a != "--traceback"]
+    commands = (sample, vocode, train, evaluate, verify, diagnose)
+    names = ("sample", "vocode", "train", "eval", "verify", "doctor")
+    parser = {"prog": "fastgen", "description": DESCRIPTION}
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: say(message)
+            code = tyro.extras.subcommand_cli_from_dict(
+                dict(zip(names, commands, strict=True)),
+                args=argv,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **parser,
+            )
+        sys.stdout.flush()
+        return code or 0
+    except BrokenPipeError:
+        # The reader of stdout has left; let nothing be flushed into its absence.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt as interrupt:
+        say(str(interrupt) or "interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if raises:
+            raise
+        if isinstance(error, EXPECTED):
+            say(describe(error))
+            return 2
+        say(f"a defect: {type(error).__name__}: {describe(error)} (--traceback shows where)")
+        return 1
+
+
+def say(message):
+    """A line on stderr."""
+    print(f"fastgen: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def describe(error):
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def sample(
+    model: Model,
+    *,
+    out: Path,
+    seconds: float = 4.0,
+    n: int = 1,
+    seed: Seed = None,
+    temperature: float = 1.0,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    device: Device = "cpu",
+):
+    """Sample sound from a model, and compare the speed with the naive sampler's.
+
+    Args:
+        out: WAV file to write; NAME-0.wav, NAME-1.wav ... for n above 1
+        seconds: length
+        n: how many
+        temperature: of the softmax; 0 takes the likeliest
+        dtype: of the sampler's products
+    """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1, got {n}")
+    paths = [out.with_stem(f"{out.stem}-{i}") for i in range(n)] if n > 1 else [out]
+    for path in paths:
+        check_output(path)
+    net, _, form = load(model, device)
+    T, seed = samples(seconds, form.rate), fresh(seed)
+    options = {"seed": seed, "temperature": temperature, "dtype": dtype}
+    codes, rate = draw(net, n, T, form.rate, threads=use(threads), **options)
+    for path, wave in zip(paths, form.decode(codes), strict=True):
+        write_wav(path, wave, form.rate)
+    names = paths[0] if n == 1 else f"{paths[0]} to {paths[-1].name}"
+    print(f"wrote {names}: {number(T / form.rate)} s at {form.rate:,} Hz, seed {seed}")
+    naive = naive_speed(net, codes, NAIVE_SECONDS)
+    rows = [
+        ("fastgen", *speed(rate, form.rate), f"{dtype}, all of it"),
+        ("naive", *speed(naive, form.rate), f"a forward pass a sample, for {NAIVE_SECONDS} s"),
+        ("ratio", f"{number(rate / naive)}x"),
+    ]
+    print(table(rows))
+
+
+def vocode(
+    source: Annotated[Positional[Path], arg(metavar="IN")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    *,
+    model: Annotated[str, arg(metavar="MODEL")] = "wavenet",
+    seed: Seed = None,
+    temperature: float = 1.0,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    device: Device = "cpu",
+):
+    """Speak a recording again from its log-mel features alone.
+
+    Args:
+        source: sound file to read
+        out: WAV file to write
+        model: a shipped model's name, a model's file, or a run's folder
+        temperature: of the softmax; 0 takes the likeliest
+        dtype: of the sampler's products
+    """
+    check_output(out)
+    wave, rate = load_audio(source)
+    net, _, form = load(model, device)
+    if form.conditioning is None:
+        raise ValueError(f"{model}: expected a model of features, got one trained without")
+    if rate != form.rate:
+        convert = f"sox {shlex.quote(str(source))} -r {form.rate} -c 1 converted.wav"
+        raise ValueError(f"{source}: expected {form.rate} Hz, got {rate} Hz: {convert}")
+    cond = iter(form.conditioning(wave)[None].to(device).split(FRAMES, dim=-1))
+    options = {"seed": fresh(seed), "temperature": temperature, "dtype": dtype}
+    codes, rate = draw(net, 1, len(wave), rate, cond=cond, threads=use(threads), **options)
+    write_wav(out, form.decode(codes[0]), form.rate)
+    length = f"{number(len(wave) / form.rate)} s at {form.rate:,} Hz"
+    print(f"wrote {out}: {length}, seed {options['seed']}")
+    print(table([("fastgen", *speed(rate, form.rate), dtype)]))
+
+
+def train(
+    model: Annotated[Positional[Literal["wavenet"]], arg(metavar="wavenet")],
+    *,
+    data: Annotated[str, arg(metavar="DATA")],
+    out: Path,
+    steps: int = 100_000,
+    batch_size: int = 8,
+    crop: int = 8000,
+    lr: float = 1e-3,
+    warmup: int = 0,
+    schedule: Literal["constant", "cosine", "exponential"] = "constant",
+    layers: int = 20,
+    stacks: int = 2,
+    residual_channels: int = 64,
+    gate_channels: int = 128,
+    skip_channels: int = 256,
+    kernel_size: int = 2,
+    classes: int = 256,
+    mixtures: int = 0,
+    vocoder: bool = False,
+    mels: int = 64,
+    drop: float = 0.2,
+    files: Files = None,
+    validate_every: int = 1000,
+    save_every: int = 1000,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: Device = "cpu",
+    seed: int = 0,
+    tensorboard: bool = False,
+):
+    """Train a model; the same command goes on where a run was stopped.
+
+    Args:
+        data: a folder of .wav files, speech8k or speech16k
+        out: folder of the run
+        crop: samples in a row of a batch
+        gate_channels: of both halves together
+        classes: levels of a sample
+        mixtures: logistics of a mixture in place of the softmax, if above 0
+        vocoder: condition on log-mel features, for fastgen vocode
+        mels: bands of the features
+        drop: probability that a row goes without its features
+        files: held-out clips to validate on
+    """
+    check_device(device)
+    sizes = {"layers": layers, "stacks": stacks, "residual_channels": residual_channels}
+    sizes |= {"gate_channels": gate_channels, "skip_channels": skip_channels, "classes": classes}
+    sizes |= {"kernel_size": kernel_size, "mixtures": mixtures}
+    torch.manual_seed(seed)
+    net, source, audio = prepare(Speech(data), crop, mels if vocoder else 0, drop, seed, sizes)
+    form, last = format_of(net, audio), {}
+    clips = Clips(data, form, files)
+    parameters = number(sum(p.numel() for p in net.parameters()))
+    field = number(1000 * net.receptive_field / form.rate)
+    print(
+        f"{parameters} parameters, a receptive field of {field} ms at {form.rate:,} Hz", flush=True
+    )
+
+    def validate(averaged):
+        last["nats"] = clips.nats(lambda x, cond: network_nats(averaged, x))
+        if vocoder:
+            last["nats given features"] = clips.nats(lambda *clip: network_nats(averaged, *clip))
+        return last
+
+    training.train(
+        net.to(device),
+        source,
+        out=out,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        schedule=schedule,
+        dtype=dtype,
+        validate=validate,
+        validate_every=validate_every,
+        save_every=save_every,
+        seed=seed,
+        meta={"audio": audio, "data": data},
+        tensorboard=tensorboard,
+    )
+    print(f"wrote {out}: step {steps}")
+    print(table([(name, f"{nats:.4f} a sample, held out") for name, nats in last.items()]))
+
+
+def evaluate(
+    model: Model,
+    *,
+    data: Annotated[
+        str | None, arg(metavar="DATA", help_behavior_hint="(default: the model's)")
+    ] = None,
+    files: Files = None,
+    seed: int = 0,
+    device: Device = "cpu",
+):
+    """Measure a model on clips that were held out of its training.
+
+    Args:
+        data: a folder of .wav files, speech8k or speech16k
+        files: how many clips
+    """
+    net, meta, form = load(model, device)
+    name = data or meta.get("data")
+    if not isinstance(name, str):
+        raise ValueError(f"{model}: does not say what it was trained on: expected --data")
+    with progress() as show:
+        clips = Clips(name, form, files)
+        length = f"{number(clips.samples / form.rate)} s at {form.rate:,} Hz"
+        print(f"{len(clips.waves)} held-out clips of {name}, {length}")
+        sections = [("nats a sample", lambda: likelihoods(net, form, clips, name, show))]
+        sections += [("nats a sample, by the sampler", lambda: arithmetic(net, clips, show))]
+        if form.conditioning:
+            sections += [("spoken again", lambda: resynthesis(net, form, clips, seed, show))]
+        for title, measure in sections:
+            rows = measure()
+            show("")
+            print(f"{title}\n{table(rows)}", flush=True)
+
+
+def verify(model: Annotated[Positional[Literal["wavenet"]], arg(metavar="wavenet")]):
+    """Hold a model to what is known about it exactly; exit code 1 if it does not hold."""
+    print(f"  {'':44}{'expected':24}got")
+    found = wavenet.verify(lambda check: print(line(check), flush=True))
+    failed = sum(not check.ok for check in found)
+    print(f"{len(found) - failed} of {len(found)} hold")
+    return 1 if failed else 0
+
+
+def line(check):
+    return f"  {check.name:44}{check.expected:24}{check.got:18}{verdict(check)}"
+
+
+def verdict(check):
+    return "ok" if check.ok else "FAIL"
+
+
+def diagnose():
+    """Say what there is on this machine, and test the kernels; exit code 1 if one is wrong."""
+    for title, rows in doctor.report():
+        print(f"{title}\n{table(rows)}")
+    found = doctor.self_tests()
+    print("self-tests: error, of the largest value of the reference")
+    rows = [(check.name, f"below {check.expected}", check.got, verdict(check)) for check in found]
+    print(table(rows or [("none: there are references alone",)]))
+    return 0 if all(check.ok for check in found) else 1
+
+
+def load(name, device):
+    """A model, its file's meta and its format."""
+    check_device(device)
+    net, meta = weights.load(name, device)
+    try:
+        return net, meta, format_of(net, meta.get("audio"))
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def samples(seconds, rate):
+    """How many there are in so many seconds."""
+    T = round(seconds * rate) if math.isfinite(seconds) else -1
+    if not 1 <= T < 2**30:  # 2 GiB of 16-bit samples; a WAV file holds less than 4
+        raise ValueError(f"seconds: expected above 0 and below {2**30 // rate:,}, got {seconds:g}")
+    return T
+
+
+def check_output(path):
+    """Raise before the work is done what writing a WAV file would raise after it."""
+    if path.suffix.lower() != ".wav":
+        raise ValueError(f"{path}: expected a name in .wav to write")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected the folder {path.parent} to be there")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: may not write in the folder {path.parent}")
+
+
+def check_device(name):
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda, got {name}")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name}: torch sees no GPU; fastgen doctor says more")
+
+
+def fresh(seed):
+    """`seed`, or a new one, short enough to be typed again."""
+    return int.from_bytes(os.urandom(4), "little") if seed is None else seed
+
+
+def use(threads):
+    """`threads`, after torch is told to use as many."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    return threads

@@ -1,0 +1,201 @@
+"""What fastgen finds on this machine, and whether its kernels agree with their references."""
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from . import __version__, kernels, weights
+from .kernels import _op
+from .tractable.wavenet import WaveNet
+from .verify import Check
+
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "tyro", "tqdm")
+OPTIONAL = {  # package: what it is for, and the extra that brings it
+    "soundfile": ("sound files but WAV and G.722", "audio"),
+    "av": ("G.722 sound files", "audio"),
+    "pystoi": ("intelligibility in fastgen eval", "metrics"),
+    "tensorboard": ("fastgen train --tensorboard", "tensorboard"),
+}
+# of the largest value of the reference in float64
+TOLERANCE = {"float64": 1e-13, "float32": 5e-6, "bfloat16": 0.02, "int8": 0.05}
+
+
+def report():
+    """What there is: a list of (title, rows of text)."""
+    shipped = weights.shipped()
+    return [
+        (f"fastgen {__version__}", versions()),
+        ("machine", machine()),
+        ("kernels", implementations()),
+        ("optional packages", optional()),
+        ("shipped models", [(name,) for name in shipped] if shipped else [("none",)]),
+    ]
+
+
+def versions():
+    rows = [("python", f"{platform.python_version()}, {sys.executable}")]
+    rows += [(name, version(name) or "missing") for name in PACKAGES if name != "triton"]
+    missing = "missing: needed on a GPU alone: pip install triton"
+    return [*rows, ("triton", version("triton") or missing)]
+
+
+def version(package):
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("processor", processor()),
+        ("cores", str(cores)),
+        ("threads", f"{torch.get_num_threads()} (torch.set_num_threads, OMP_NUM_THREADS)"),
+        ("gpu", gpu()),
+        ("C++ kernels", instructions()),
+    ]
+
+
+def processor():
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else ()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def gpu():
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}"
+    built = torch.version.cuda is not None
+    return "none" + ("" if built else ", and this torch is built without CUDA")
+
+
+def instructions():
+    """The instruction sets of the C++ kernels, or why there are none."""
+    if _op.native is None:
+        return "missing, so slow references run: install g++ or clang++, then reinstall fastgen"
+    others = [isa for isa in _op.native.isas() if isa != _op.native.isa()]
+    return f"{_op.native.isa()}; FASTGEN_ISA can choose {', '.join(others) or 'no other'}"
+
+
+def implementations():
+    """For each kernel, what runs it here."""
+    cpu = "CPU: C++" if _op.native else "CPU: reference"
+    return [(name, cpu, f"GPU: {on_gpu(name)}") for name in SELF_TESTS]
+
+
+def on_gpu(name):
+    """What runs a kernel on a GPU, and why it does not here."""
+    if importlib.util.find_spec(f"fastgen.kernels._{name}_triton") is None:
+        return "reference in torch"
+    return "Triton" if version("triton") else "reference in torch, for want of triton"
+
+
+def optional():
+    return [
+        (name, version(name) or "missing", f"{use}: pip install 'fastgen[{extra}]'")
+        if version(name) is None
+        else (name, version(name), use)
+        for name, (use, extra) in OPTIONAL.items()
+    ]
+
+
+def self_tests():
+    """Each kernel against its reference, on each instruction set and on a GPU: a list of `Check`.
+
+    Where there are references alone there is nothing to compare, and the list is empty.
+    """
+    isa = _op.native.isa() if _op.native else None
+    try:
+        return [
+            self_test(name, dtype, places)
+            for name, (_, dtypes) in SELF_TESTS.items()
+            for dtype in dtypes
+            if (places := where(name, dtype))
+        ]
+    finally:
+        if isa:
+            _op.native.set_isa(isa)
+
+
+def where(name, dtype):
+    """Where a kernel can be tested: pairs of a device and an instruction set or None."""
+    places = [("cpu", isa) for isa in (_op.native.isas() if _op.native else [])]
+    on_cuda = torch.cuda.is_available() and on_gpu(name) == "Triton"
+    return places + [("cuda", None)] * (on_cuda and dtype in ("float32", "bfloat16"))
+
+
+def self_test(name, dtype, places):
+    errors = []
+    for device, isa in places:
+        if isa:
+            _op.native.set_isa(isa)
+        errors.append((SELF_TESTS[name][0](dtype, device), isa or device))
+    worst, at = max(errors, key=lambda error: (math.isnan(error[0]), error))
+    bound = TOLERANCE[dtype]
+    return Check(f"{name} {dtype}", f"{bound:.0e}", f"{worst:.0e} on {at}", worst <= bound)
+
+
+@torch.no_grad()
+def sample_error(dtype, device):
+    """How far the logits of `kernels.wavenet_sample` are off, of the largest of them."""
+    torch.manual_seed(0)
+    model = WaveNet(6, 2, 24, 40, 36, 50, cond_channels=3, hop_length=8).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    codes, cond = torch.randint(50, (3, 100)), torch.randn(3, 3, 13, dtype=torch.float64)
+    w, zeros = model.weights(), torch.zeros(3, 100)
+    state = kernels.initial_state(w, model.dilations, 3)
+    options = (model.dilations, 8, 50, 0, 1.0, True)
+    want = kernels.wavenet_sample_ref(w, zeros, *state, codes, w.conv_bias[None], cond, *options)
+    model.to(device)
+    _, _, got = kernels.wavenet_sample(
+        model.weights(),
+        zeros.to(device),
+        dilations=model.dilations,
+        prefix=codes.to(device),
+        cond=cond.to(device),
+        hop=8,
+        dtype=dtype,
+        logits=True,
+    )
+    return relative(got, want[3])
+
+
+def layer_error(dtype, device):
+    """How far the values and gradients of `kernels.wavenet_layer` are off, of the largest."""
+    torch.manual_seed(0)
+    B, R, S, H, T = 2, 24, 40, 20, 200
+    shapes = ((B, R, T), (B, S, T), (2 * H, R, 2), (2 * H,), (R, H), (R,), (S, H), (S,))
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in (*shapes, (B, 2 * H, 26))]
+    values = []
+    for layer, place in (
+        (kernels.wavenet_layer_ref, {"dtype": torch.float64}),
+        (kernels.wavenet_layer, {"dtype": getattr(torch, dtype), "device": device}),
+    ):
+        leaves = [x.to(**place).detach().requires_grad_() for x in inputs]
+        outputs = layer(*leaves, hop=8, dilation=4)
+        loss = sum(y.square().sum() for y in outputs)
+        values.append([*outputs, *torch.autograd.grad(loss, leaves)])
+    return max(relative(got, want) for want, got in zip(*values, strict=True))
+
+
+def relative(got, want):
+    return ((got.detach().cpu().double() - want).abs().max() / want.abs().max()).item()
+
+
+SELF_TESTS = {  # kernel: its error, in which dtypes
+    "wavenet_sample": (sample_error, ("float64", "float32", "bfloat16", "int8")),
+    "wavenet_layer": (layer_error, ("float64", "float32")),
+}

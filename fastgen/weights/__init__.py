@@ -1,0 +1,79 @@
+"""Models with their weights: those that fastgen ships, and those of files and runs."""
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import CheckpointError, latest, restore
+from ..checkpoint import load as load_file
+from ..tractable.wavenet import WaveNet
+
+MODELS = {"WaveNet": WaveNet}
+SUFFIX = ".safetensors"
+
+
+def shipped():
+    """The names of the models that come with fastgen, sorted."""
+    files = resources.files(__name__).iterdir()
+    return sorted(f.name.removesuffix(SUFFIX) for f in files if f.name.endswith(SUFFIX))
+
+
+def load(name_or_path, device="cpu"):
+    """A model in its evaluation mode, and the meta of its file.
+
+    name_or_path: a name from `shipped`, a model's file, or a run's folder or checkpoint, whose
+    averaged weights are taken. Of a name and a path that are alike the name wins.
+
+    Raises FileNotFoundError for a model that is not there; CheckpointError, naming the file, for
+    one that is broken, of an unknown kind, of sizes that do not fit, or not finite; OSError.
+    """
+    name = str(name_or_path)
+    if name in shipped():
+        with resources.as_file(resources.files(__name__) / (name + SUFFIX)) as path:
+            return build(path, device)
+    path = Path(name_or_path)
+    if path.is_dir():
+        return build(run_file(path), device)
+    if not path.exists():
+        known = ", ".join([*shipped(), "a model's file or a run's folder"])
+        raise FileNotFoundError(f"load: {name}: there is no such model: expected {known}")
+    return build(path, device)
+
+
+def run_file(run):
+    """The file of a run's folder with its newest averaged weights."""
+    path = run / f"model{SUFFIX}"
+    if not path.exists():
+        path = latest(run)
+    if path is None:
+        raise FileNotFoundError(f"load: {run}: expected a run's folder, found no checkpoint in it")
+    return path
+
+
+def build(path, device):
+    """`load` from a file that exists."""
+    tensors, meta = load_file(path)
+    averaged = [name for name in tensors if name.startswith("averaged.")]
+    if averaged:  # a run's whole state
+        tensors = {name.removeprefix("averaged."): tensors[name] for name in averaged}
+    kind, config = meta.get("model"), meta.get("config")
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise CheckpointError(f"load: {path}: model: expected one of {[*MODELS]}, got {kind!r:.80}")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"load: {path}: config: expected an object, got {config!r:.80}")
+    layers = config.get("layers")
+    if isinstance(layers, int) and layers > len(tensors):
+        raise CheckpointError(
+            f"load: {path}: config: {layers} layers expected, got {len(tensors)} tensors"
+        )
+    try:
+        # Without memory, until the sizes are known to be those of the tensors.
+        with torch.device("meta"):
+            model = MODELS[kind](**config)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"load: {path}: config: {error}") from error
+    restore(model, tensors, path)
+    model.to_empty(device=device)
+    restore(model, tensors, path)
+    return model.eval(), meta

@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+# torch.empty is filled with NaN, so that what a kernel forgets to write is seen
+torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Give the next test the instruction set and the threads that this one found."""
+    from fastgen.kernels._op import native
+
+    isa, threads = native and native.isa(), torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    if native:
+        native.set_isa(isa)
