@@ -79,6 +79,11 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_acquire locked;
     return PyErr_CheckSignals() != 0;
   };
+#ifdef FASTGEN_NO_CUDA
+  m.attr("cuda") = FASTGEN_NO_CUDA; // why there are no CUDA kernels
+#else
+  m.attr("cuda") = "";
+#endif
   m.def("isas", isas, "The instruction sets that this processor runs.");
   m.def("isa", [] { return ISAS[chosen]; }, "The instruction set in use.");
   m.def("set_isa", set_isa, "Use another instruction set.");

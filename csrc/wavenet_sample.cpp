@@ -120,17 +120,24 @@ template <class T> T largest(const T* x, int64_t count) {
   return top;
 }
 
+// In the order of bits: Inf is above the numbers, a NaN above Inf.
 float largest_magnitude(const float* x, int64_t count) {
-  constexpr int W = LANES<float>;
-  vec<float> v{};
+  constexpr int W = LANES<int32_t>;
+  constexpr int32_t MAGNITUDE = 0x7fffffff;
+  vec<int32_t> v{};
   int64_t i = 0;
   for (; i + W <= count; i += W) {
-    const vec<float> y = abs<float>(load(x + i));
+    const vec<int32_t> y = (vec<int32_t>)load(x + i) & MAGNITUDE;
     v = y > v ? y : v;
   }
-  float top = largest<float>(v);
-  for (; i < count; ++i) top = __builtin_fabsf(x[i]) > top ? __builtin_fabsf(x[i]) : top;
-  return top;
+  int32_t top = largest<int32_t>(v);
+  for (int32_t y; i < count; ++i) {
+    memcpy(&y, x + i, sizeof y);
+    top = (y & MAGNITUDE) > top ? y & MAGNITUDE : top;
+  }
+  float magnitude;
+  memcpy(&magnitude, &top, sizeof top);
+  return magnitude;
 }
 
 // Round to bfloat16, ties to even.
@@ -143,7 +150,7 @@ void narrow(int64_t count, const float* from, uint16_t* to) {
   }
 }
 
-// Round x / scale to bytes of zero 128; returns the scale.
+// Round x / scale to bytes of zero 128; returns the scale, NaN if a number is Inf or NaN.
 float narrow(int64_t count, const float* from, uint8_t* to) {
   typedef uint8_t bytes __attribute__((vector_size(LANES<float>)));
   const float top = largest_magnitude(from, count), inverse = top > 0 ? 127 / top : 0;
@@ -152,7 +159,7 @@ float narrow(int64_t count, const float* from, uint8_t* to) {
     const bytes b = __builtin_convertvector(__builtin_convertvector(x, vec<int32_t>), bytes);
     memcpy(to + i, &b, sizeof b);
   }
-  return top / 127;
+  return top / 127 + 0 * top;
 }
 
 // M vectors x of length K, `stride` apart, as an operand; `words` and `scales` have room for them.
@@ -294,9 +301,10 @@ int64_t choose_mixture(const T* z, int64_t mixtures, int64_t classes, const doub
                        double temperature, T* p) {
   const int64_t i = choose(z, mixtures, u[0], temperature, p);
   double x = z[mixtures + i];
-  if (temperature > 0) {
+  // 0 * inf is not a sample: quantiles are finite, and at the median it is the mean
+  if (temperature > 0 && u[1] != 0.5) {
     double quantile = __builtin_log(u[1]) - __builtin_log1p(-u[1]);
-    quantile = quantile < -40 ? -40 : quantile > 40 ? 40 : quantile; // 0 * inf is not a sample
+    quantile = quantile < -40 ? -40 : quantile > 40 ? 40 : quantile;
     x += temperature * __builtin_exp(double(z[2 * mixtures + i])) * quantile;
   }
   x = x < -1 ? -1 : x > 1 ? 1 : x;
@@ -513,6 +521,7 @@ private:
 template <class D>
 void sample(const Model<D>& w, const Sizes& z, const Streams<typename D::T>& s, int64_t threads) {
   // As few groups as hold all streams, but one for each thread, of sizes as equal as can be.
+  threads = threads < z.n ? threads : z.n + !z.n;
   int64_t groups = (z.n + GROUP - 1) / GROUP;
   groups = (groups + threads - 1) / threads * threads;
   groups = groups < z.n ? groups : z.n;

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,13 +36,48 @@ Model = Annotated[
     arg(metavar="MODEL", help="a shipped model's name, a model's file, or a run's folder"),
 ]
 Device = Annotated[str, arg(metavar="DEVICE", help="cpu, or cuda for a GPU")]
-Dtype = Literal["float32", "bfloat16", "int8", "float64"]
-Seed = Annotated[
-    int | None,
-    arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
-]
-Threads = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")]
 Files = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")]
+NAMELESS = arg(name="")  # --lr, not --descent.lr
+
+
+@dataclass(frozen=True)
+class Sampling:
+    seed: Annotated[
+        int | None,
+        arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
+    ] = None
+    temperature: float = 1.0  # of the softmax; 0 takes the likeliest
+    dtype: Literal["float32", "bfloat16", "int8", "float64"] = "float32"  # of what is multiplied
+    threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")] = (
+        None
+    )
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    layers: int = 20
+    stacks: int = 2  # in each the dilations are 1, 2, 4 ...
+    residual_channels: int = 64
+    gate_channels: int = 128  # tanh and sigmoid together
+    skip_channels: int = 256
+    kernel_size: int = 2
+    classes: int = 256  # levels of a sample
+    mixtures: int = 0  # logistics of a mixture, in place of a softmax over the levels
+
+
+@dataclass(frozen=True)
+class Descent:
+    steps: int = 100_000
+    batch_size: int = 8
+    lr: float = 1e-3
+    warmup: int = 0  # steps
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 for autocast
+    validate_every: int = 1000  # steps
+    save_every: int = 1000  # steps
+    seed: int = 0
+    tensorboard: bool = False
 
 
 def main(argv=None):
@@ -54,15 +90,15 @@ def main(argv=None):
     argv = [a for a in argv if a != "--traceback"]
     commands = (sample, vocode, train, evaluate, verify, diagnose)
     names = ("sample", "vocode", "train", "eval", "verify", "doctor")
-    parser = {"prog": "fastgen", "description": DESCRIPTION}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say(message)
             code = tyro.extras.subcommand_cli_from_dict(
                 dict(zip(names, commands, strict=True)),
+                prog="fastgen",
+                description=DESCRIPTION,
                 args=argv,
                 config=(tyro.conf.FlagCreatePairsOff,),
-                **parser,
             )
         sys.stdout.flush()
         return code or 0
@@ -79,7 +115,7 @@ def main(argv=None):
         if isinstance(error, EXPECTED):
             say(describe(error))
             return 2
-        say(f"a defect: {type(error).__name__}: {describe(error)} (--traceback shows where)")
+        say(f"{type(error).__name__}: {describe(error)} (--traceback shows where)")
         return 1
 
 
@@ -100,11 +136,7 @@ def sample(
     out: Path,
     seconds: float = 4.0,
     n: int = 1,
-    seed: Seed = None,
-    temperature: float = 1.0,
-    dtype: Dtype = "float32",
-    threads: Threads = None,
-    device: Device = "cpu",
+    sampling: Annotated[Sampling, NAMELESS] = Sampling(),
 ):
     """Sample sound from a model, and compare the speed with the naive sampler's.
 
@@ -112,25 +144,22 @@ def sample(
         out: WAV file to write; NAME-0.wav, NAME-1.wav ... for n above 1
         seconds: length
         n: how many
-        temperature: of the softmax; 0 takes the likeliest
-        dtype: of the sampler's products
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
     paths = [out.with_stem(f"{out.stem}-{i}") for i in range(n)] if n > 1 else [out]
     for path in paths:
         check_output(path)
-    net, _, form = load(model, device)
-    T, seed = samples(seconds, form.rate), fresh(seed)
-    options = {"seed": seed, "temperature": temperature, "dtype": dtype}
-    codes, rate = draw(net, n, T, form.rate, threads=use(threads), **options)
+    net, _, form = load(model, sampling.device)
+    options = prepared(sampling)
+    codes, rate = draw(net, n, samples(seconds, form.rate), form.rate, **options)
     for path, wave in zip(paths, form.decode(codes), strict=True):
         write_wav(path, wave, form.rate)
-    names = paths[0] if n == 1 else f"{paths[0]} to {paths[-1].name}"
-    print(f"wrote {names}: {number(T / form.rate)} s at {form.rate:,} Hz, seed {seed}")
+    names = str(out) if n == 1 else f"{paths[0]} to {paths[-1].name}"
+    print(wrote(names, codes, form, options))
     naive = naive_speed(net, codes, NAIVE_SECONDS)
     rows = [
-        ("fastgen", *speed(rate, form.rate), f"{dtype}, all of it"),
+        ("fastgen", *speed(rate, form.rate), f"{sampling.dtype}, all of it"),
         ("naive", *speed(naive, form.rate), f"a forward pass a sample, for {NAIVE_SECONDS} s"),
         ("ratio", f"{number(rate / naive)}x"),
     ]
@@ -142,11 +171,7 @@ def vocode(
     out: Annotated[Positional[Path], arg(metavar="OUT")],
     *,
     model: Annotated[str, arg(metavar="MODEL")] = "wavenet",
-    seed: Seed = None,
-    temperature: float = 1.0,
-    dtype: Dtype = "float32",
-    threads: Threads = None,
-    device: Device = "cpu",
+    sampling: Annotated[Sampling, NAMELESS] = Sampling(),
 ):
     """Speak a recording again from its log-mel features alone.
 
@@ -154,24 +179,21 @@ def vocode(
         source: sound file to read
         out: WAV file to write
         model: a shipped model's name, a model's file, or a run's folder
-        temperature: of the softmax; 0 takes the likeliest
-        dtype: of the sampler's products
     """
     check_output(out)
     wave, rate = load_audio(source)
-    net, _, form = load(model, device)
+    net, _, form = load(model, sampling.device)
     if form.conditioning is None:
         raise ValueError(f"{model}: expected a model of features, got one trained without")
     if rate != form.rate:
         convert = f"sox {shlex.quote(str(source))} -r {form.rate} -c 1 converted.wav"
         raise ValueError(f"{source}: expected {form.rate} Hz, got {rate} Hz: {convert}")
-    cond = iter(form.conditioning(wave)[None].to(device).split(FRAMES, dim=-1))
-    options = {"seed": fresh(seed), "temperature": temperature, "dtype": dtype}
-    codes, rate = draw(net, 1, len(wave), rate, cond=cond, threads=use(threads), **options)
+    options = prepared(sampling)
+    cond = form.conditioning(wave)[None].split(FRAMES, dim=-1)
+    codes, rate = draw(net, 1, len(wave), form.rate, cond=cond, **options)
     write_wav(out, form.decode(codes[0]), form.rate)
-    length = f"{number(len(wave) / form.rate)} s at {form.rate:,} Hz"
-    print(f"wrote {out}: {length}, seed {options['seed']}")
-    print(table([("fastgen", *speed(rate, form.rate), dtype)]))
+    print(wrote(out, codes, form, options))
+    print(table([("fastgen", *speed(rate, form.rate), sampling.dtype)]))
 
 
 def train(
@@ -179,30 +201,14 @@ def train(
     *,
     data: Annotated[str, arg(metavar="DATA")],
     out: Path,
-    steps: int = 100_000,
-    batch_size: int = 8,
     crop: int = 8000,
-    lr: float = 1e-3,
-    warmup: int = 0,
-    schedule: Literal["constant", "cosine", "exponential"] = "constant",
-    layers: int = 20,
-    stacks: int = 2,
-    residual_channels: int = 64,
-    gate_channels: int = 128,
-    skip_channels: int = 256,
-    kernel_size: int = 2,
-    classes: int = 256,
-    mixtures: int = 0,
     vocoder: bool = False,
     mels: int = 64,
     drop: float = 0.2,
     files: Files = None,
-    validate_every: int = 1000,
-    save_every: int = 1000,
-    dtype: Literal["float32", "bfloat16"] = "float32",
     device: Device = "cpu",
-    seed: int = 0,
-    tensorboard: bool = False,
+    sizes: Annotated[Sizes, NAMELESS] = Sizes(),
+    descent: Annotated[Descent, NAMELESS] = Descent(),
 ):
     """Train a model; the same command goes on where a run was stopped.
 
@@ -210,27 +216,21 @@ def train(
         data: a folder of .wav files, speech8k or speech16k
         out: folder of the run
         crop: samples in a row of a batch
-        gate_channels: of both halves together
-        classes: levels of a sample
-        mixtures: logistics of a mixture in place of the softmax, if above 0
         vocoder: condition on log-mel features, for fastgen vocode
         mels: bands of the features
         drop: probability that a row goes without its features
         files: held-out clips to validate on
     """
     check_device(device)
-    sizes = {"layers": layers, "stacks": stacks, "residual_channels": residual_channels}
-    sizes |= {"gate_channels": gate_channels, "skip_channels": skip_channels, "classes": classes}
-    sizes |= {"kernel_size": kernel_size, "mixtures": mixtures}
-    torch.manual_seed(seed)
-    net, source, audio = prepare(Speech(data), crop, mels if vocoder else 0, drop, seed, sizes)
+    torch.manual_seed(descent.seed)
+    options = {"mels": mels if vocoder else None, "drop": drop, "seed": descent.seed}
+    net, source, audio = prepare(Speech(data), asdict(sizes), crop=crop, **options)
     form, last = format_of(net, audio), {}
     clips = Clips(data, form, files)
     parameters = number(sum(p.numel() for p in net.parameters()))
     field = number(1000 * net.receptive_field / form.rate)
-    print(
-        f"{parameters} parameters, a receptive field of {field} ms at {form.rate:,} Hz", flush=True
-    )
+    about = f"{parameters} parameters, a receptive field of {field} ms at {form.rate:,} Hz"
+    print(about, flush=True)
 
     def validate(averaged):
         last["nats"] = clips.nats(lambda x, cond: network_nats(averaged, x))
@@ -238,24 +238,9 @@ def train(
             last["nats given features"] = clips.nats(lambda *clip: network_nats(averaged, *clip))
         return last
 
-    training.train(
-        net.to(device),
-        source,
-        out=out,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        schedule=schedule,
-        dtype=dtype,
-        validate=validate,
-        validate_every=validate_every,
-        save_every=save_every,
-        seed=seed,
-        meta={"audio": audio, "data": data},
-        tensorboard=tensorboard,
-    )
-    print(f"wrote {out}: step {steps}")
+    meta = {"audio": audio, "data": data}
+    training.train(net.to(device), source, out=out, validate=validate, meta=meta, **asdict(descent))
+    print(f"wrote {out}: step {descent.steps}")
     print(table([(name, f"{nats:.4f} a sample, held out") for name, nats in last.items()]))
 
 
@@ -358,15 +343,19 @@ def check_device(name):
         raise ValueError(f"device: {name}: torch sees no GPU; fastgen doctor says more")
 
 
-def fresh(seed):
-    """`seed`, or a new one, short enough to be typed again."""
-    return int.from_bytes(os.urandom(4), "little") if seed is None else seed
+def prepared(sampling):
+    """The options of a stream; a seed is drawn, and torch told of the threads, where need be."""
+    options = asdict(sampling)
+    options.pop("device")
+    if sampling.seed is None:
+        options["seed"] = int.from_bytes(os.urandom(4), "little")  # short enough to be typed again
+    if sampling.threads is not None:
+        if sampling.threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {sampling.threads}")
+        torch.set_num_threads(min(sampling.threads, os.cpu_count() or 1))
+    return options
 
 
-def use(threads):
-    """`threads`, after torch is told to use as many."""
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {threads}")
-        torch.set_num_threads(min(threads, os.cpu_count() or 1))
-    return threads
+def wrote(name, codes, form, options):
+    seconds = number(codes.shape[1] / form.rate)
+    return f"wrote {name}: {seconds} s at {form.rate:,} Hz, seed {options['seed']}"

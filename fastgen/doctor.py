@@ -1,5 +1,6 @@
 """What fastgen finds on this machine, and whether its kernels agree with their references."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -62,6 +63,7 @@ def machine():
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads, OMP_NUM_THREADS)"),
         ("gpu", gpu()),
         ("C++ kernels", instructions()),
+        ("CUDA kernels", cuda()),
     ]
 
 
@@ -84,9 +86,15 @@ def gpu():
 def instructions():
     """The instruction sets of the C++ kernels, or why there are none."""
     if _op.native is None:
-        return "missing, so slow references run: install g++ or clang++, then reinstall fastgen"
+        return "missing, so slow references run: install g++ 10 or later and python3-dev, then fastgen again"
     others = [isa for isa in _op.native.isas() if isa != _op.native.isa()]
     return f"{_op.native.isa()}; FASTGEN_ISA can choose {', '.join(others) or 'no other'}"
+
+
+def cuda():
+    """Whether there are CUDA kernels, or why there are none."""
+    why = getattr(_op.native, "cuda", "without C++ kernels there are none")
+    return f"none: {why}" if why else "built"
 
 
 def implementations():
@@ -118,12 +126,13 @@ def self_tests():
     """
     isa = _op.native.isa() if _op.native else None
     try:
-        return [
-            self_test(name, dtype, places)
-            for name, (_, dtypes) in SELF_TESTS.items()
-            for dtype in dtypes
-            if (places := where(name, dtype))
-        ]
+        with torch.random.fork_rng(devices=[]):
+            return [
+                self_test(name, dtype, places)
+                for name, (_, dtypes) in SELF_TESTS.items()
+                for dtype in dtypes
+                if (places := where(name, dtype))
+            ]
     finally:
         if isa:
             _op.native.set_isa(isa)
@@ -137,40 +146,52 @@ def where(name, dtype):
 
 
 def self_test(name, dtype, places):
-    errors = []
+    bound, errors = TOLERANCE[dtype], []
     for device, isa in places:
         if isa:
             _op.native.set_isa(isa)
-        errors.append((SELF_TESTS[name][0](dtype, device), isa or device))
+        try:
+            errors.append((SELF_TESTS[name][0](dtype, device), isa or device))
+        except Exception as error:  # whatever it is, it is what the doctor is asked to tell
+            message = " ".join(str(error).split())[:200]
+            got = f"{type(error).__name__} on {isa or device}: {message}"
+            return Check(f"{name} {dtype}", f"{bound:.0e}", got, False)
     worst, at = max(errors, key=lambda error: (math.isnan(error[0]), error))
-    bound = TOLERANCE[dtype]
     return Check(f"{name} {dtype}", f"{bound:.0e}", f"{worst:.0e} on {at}", worst <= bound)
+
+
+@functools.cache
+@torch.no_grad()
+def sample_case():
+    """A model, codes and features, and the logits that the reference computes from them."""
+    torch.manual_seed(0)
+    model = WaveNet(4, 2, 24, 40, 36, 50, cond_channels=3, hop_length=8).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    n, T = 3, 40
+    codes, cond = torch.randint(50, (n, T)), torch.randn(n, 3, 6, dtype=torch.float64)
+    w = model.weights()
+    state = kernels.initial_state(w, model.dilations, n)
+    inputs = (w, torch.zeros(n, T), *state, codes, w.conv_bias[None], cond, model.dilations)
+    *_, logits, _ = kernels.wavenet_sample_ref(*inputs, model.hop_length, 50, 0, 1.0, True)
+    return model, codes, cond, logits
 
 
 @torch.no_grad()
 def sample_error(dtype, device):
     """How far the logits of `kernels.wavenet_sample` are off, of the largest of them."""
-    torch.manual_seed(0)
-    model = WaveNet(6, 2, 24, 40, 36, 50, cond_channels=3, hop_length=8).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    codes, cond = torch.randint(50, (3, 100)), torch.randn(3, 3, 13, dtype=torch.float64)
-    w, zeros = model.weights(), torch.zeros(3, 100)
-    state = kernels.initial_state(w, model.dilations, 3)
-    options = (model.dilations, 8, 50, 0, 1.0, True)
-    want = kernels.wavenet_sample_ref(w, zeros, *state, codes, w.conv_bias[None], cond, *options)
-    model.to(device)
+    model, codes, cond, want = sample_case()
+    w = kernels.Weights(*(v if v is None else v.to(device) for v in model.weights()))
     _, _, got = kernels.wavenet_sample(
-        model.weights(),
-        zeros.to(device),
-        dilations=model.dilations,
+        w,
+        torch.zeros(codes.shape, device=device),
+        **model.sampling(len(codes), None),
         prefix=codes.to(device),
         cond=cond.to(device),
-        hop=8,
         dtype=dtype,
         logits=True,
     )
-    return relative(got, want[3])
+    return relative(got, want)
 
 
 def layer_error(dtype, device):
@@ -188,7 +209,8 @@ def layer_error(dtype, device):
         outputs = layer(*leaves, hop=8, dilation=4)
         loss = sum(y.square().sum() for y in outputs)
         values.append([*outputs, *torch.autograd.grad(loss, leaves)])
-    return max(relative(got, want) for want, got in zip(*values, strict=True))
+    errors = [relative(got, want) for want, got in zip(*values, strict=True)]
+    return torch.tensor(errors).max().item()  # NaN if one is, unlike Python's
 
 
 def relative(got, want):

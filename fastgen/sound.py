@@ -18,17 +18,22 @@ from .tractable.wavenet import WaveNet
 DTYPES = ("float32", "bfloat16", "int8")
 
 
-def prepare(speech, crop, mels, drop, seed, sizes):
-    """A WaveNet, its source of batches, and the "audio" of its meta; for mels > 0 conditioned."""
-    features = {"cond_channels": mels + 1, "hop_length": speech.rate // 100} if mels else {}
-    net = WaveNet(**sizes, **features)
+def prepare(speech, sizes, *, crop, mels, drop, seed):
+    """A WaveNet, its source of batches, and the "audio" of its meta.
+
+    mels: bands of the features to condition on, or None    drop: see `ConditioningDropout`
+    sizes: of `WaveNet`
+    """
+    conditioned = mels is not None
+    hop = speech.rate // 100 if conditioned else 1
+    net = WaveNet(**sizes, cond_channels=mels + 1 if conditioned else 0, hop_length=hop)
     encode, _ = levels(net)
-    if not mels:
+    if not conditioned:
         audio = {"rate": speech.rate, "features": None, "mean": None, "std": None}
         return net, Crops(speech.waves, crop, encode, seed=seed), audio
     window = speech.rate // 25
     n_fft = 1 << (window - 1).bit_length()
-    mel = LogMel(speech.rate, n_fft, window, net.hop_length, mels)
+    mel = LogMel(speech.rate, n_fft, window, hop, mels)
     crops = Crops(speech.waves, crop, encode, seed=seed, mel=mel)
     audio = {"rate": speech.rate, **Conditioning(mel, crops.mean, crops.std).config}
     return net, ConditioningDropout(crops, drop, seed=seed), audio
@@ -66,10 +71,12 @@ class Clips:
 
     codes: list of (T,)    conds: list of (channels, F), or of None    rate: Hz
 
-    Raises ValueError for another rate than the format's, and as `Speech` does.
+    Raises ValueError for files < 1, another rate than the format's, and as `Speech` does.
     """
 
     def __init__(self, name, form, files=None):
+        if files is not None and files < 1:
+            raise ValueError(f"files: expected at least 1, got {files}")
         speech = Speech(name, "held out")
         if speech.rate != form.rate:
             raise ValueError(f"{name}: expected {form.rate} Hz, got {speech.rate} Hz")

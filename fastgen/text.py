@@ -2,12 +2,13 @@
 
 import contextlib
 import sys
+from itertools import zip_longest
 
 
 def table(rows):
     """Lines of rows of text, columns aligned, indented by two."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in rows)
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
     return "\n".join("  " + line.rstrip() for line in lines)
 
 

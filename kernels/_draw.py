@@ -11,15 +11,18 @@ def draw(outputs, u, temperature, classes, mixtures=0):
     """
     if mixtures:
         return draw_mixture(outputs, u, temperature, classes)
-    return outputs.argmax(1) if temperature == 0 else invert_cdf(outputs / temperature, u)
+    return invert_cdf(outputs, u, temperature)
 
 
-def invert_cdf(logits, u):
+def invert_cdf(logits, u, temperature):
     """The number of CDF entries <= u, at most the last class of positive probability.
 
     logits: (n, A)    u: (n,) in [0, 1)    returns: (n,) int64
     """
-    p = torch.softmax(logits, dim=1)
+    if temperature == 0:
+        return logits.argmax(1)
+    # from the top down, so that a temperature near 0 makes no inf - inf
+    p = torch.softmax((logits - logits.amax(1, keepdim=True)) / max(temperature, 1e-30), dim=1)
     cdf = p.cumsum(1)
     last = logits.shape[1] - 1 - (p > 0).flip(1).to(torch.uint8).argmax(1)
     return torch.minimum((cdf <= (u.to(p.dtype) * cdf[:, -1])[:, None]).sum(1), last)
@@ -31,12 +34,12 @@ def draw_mixture(params, u, temperature, classes):
     params: (n, 3 M), logits, means, log-scales    u: (n, 2) in [0, 1)    returns: (n,) int64
     """
     logits, mean, log_scale = params.chunk(3, dim=1)
-    heaviest = temperature == 0
-    component = logits.argmax(1) if heaviest else invert_cdf(logits / temperature, u[:, 0])
+    component = invert_cdf(logits, u[:, 0], temperature)
     rows = torch.arange(len(component), device=params.device)
     x = mean[rows, component]
-    if not heaviest:
-        # logit(0) is held at a finite quantile: 0 * inf is not a sample
+    if temperature > 0:
+        # 0 * inf is not a sample: quantiles are finite, and at the median it is the mean
         quantile = torch.logit(u[:, 1].to(params.dtype)).clamp(-40, 40)
-        x = x + temperature * torch.exp(log_scale[rows, component]) * quantile
+        deviation = temperature * torch.exp(log_scale[rows, component]) * quantile
+        x = torch.where(quantile == 0, x, x + deviation)
     return ((x.clamp(-1, 1) + 1) * ((classes - 1) / 2)).round().long()

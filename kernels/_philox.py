@@ -26,10 +26,13 @@ def uniforms(seed, n, length, start=0, draws=1):
     """Uniform numbers in [0, 1), a pure function of (seed, stream, step).
 
     returns: (n, length) float64 with 53 random bits, or (n, length, 2) for two draws a step
-    Raises ValueError for a seed outside [0, 2^64).
+    Raises ValueError for a seed outside [0, 2^64), and for sizes that there are not.
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: expected 0 <= seed < 2^64, got {seed}")
+    if min(n, length, start) < 0 or draws not in (1, 2):
+        got = f"{n}, {length}, {start} and {draws}"
+        raise ValueError(f"uniforms: expected n, length, start >= 0 and 1 or 2 draws, got {got}")
     step = np.arange(start, start + length, dtype=np.uint64)[None, :]
     stream = np.arange(n, dtype=np.uint64)[:, None]
     counter = np.broadcast_arrays(step & LOW, step >> HALF, stream & LOW, stream >> HALF)

@@ -89,7 +89,8 @@ def pack(weights, dtype="float32"):
             matrices.append(w.res[l])
     matrices += [w.skip.transpose(0, 1).flatten(1), w.hidden, w.out]
     vectors = (w.res_bias, w.skip_bias, w.hidden_bias, w.out_bias, w.embed.new_zeros(LANES))
-    words, scales, offsets = (torch.cat(v) for v in zip(*(panels(m, dtype) for m in matrices)))
+    parts = [panels(m, dtype) for m in matrices]
+    words, scales, offsets = (torch.cat(v) for v in zip(*parts, strict=True))
     return Packed(
         weights=w,
         words=words,
@@ -126,8 +127,12 @@ def panels(matrix, dtype="float32"):
 
 
 def initial_state(weights, dilations, n):
-    """The state of n streams before their first step. weights: Weights or Packed."""
+    """The state of n streams before their first step. weights: Weights or Packed.
+
+    Raises ValueError for dilations that are not powers of two, one a layer, the first 1.
+    """
     w = weights.weights if isinstance(weights, Packed) else weights
+    check_dilations(w, dilations)
     _, _, R, K = w.conv.shape
     rings = w.embed.new_zeros(n, sum((K - 1) * d * R for d in dilations[1:]))
     return State(rings, torch.full((n, K), -1, dtype=torch.int64), 0)
@@ -159,12 +164,12 @@ def wavenet_sample(
     residual stream are float32.
     returns: codes (n, T) int64 and the state after them; with `logits`, (n, T, A or 3 M) too
     Raises ValueError for shapes that do not fit and for values out of range or not finite,
-    TypeError for codes that are not int64.
+    TypeError for codes that are not int64 and for a state of another dtype's weights.
     """
     packed = weights if isinstance(weights, Packed) else pack(weights, dtype)
     w = packed.weights
-    n, T = uniforms.shape[:2]
-    classes = classes or w.embed.shape[0]
+    n, threads = len(uniforms), thread_count(threads)
+    classes = w.embed.shape[0] if classes is None and not mixtures else classes or 0
     state = initial_state(w, dilations, n) if state is None else state
     prefix = torch.empty(n, 0, dtype=torch.int64) if prefix is None else prefix
     base = w.conv_bias[None] if base is None else base.to(w.embed.dtype)
@@ -179,14 +184,14 @@ def wavenet_sample(
         matrices = (packed.words, packed.scales, packed.offsets, packed.cond)
         vectors = (packed.table, w.embed, packed.biases, w.skip.shape[1])
         *run, failed = _wavenet_sample(
-            packed.dtype, *matrices, *vectors, *inputs, *options, thread_count(threads)
+            packed.dtype, *matrices, *vectors, *inputs, *options, threads
         )
     if (failed >= 0).any():
         stream = int((failed >= 0).nonzero()[0])
         where = f"stream {stream} at step {int(failed[stream])}"
         raise ValueError(f"wavenet_sample: the logits of {where} are not finite")
     codes, rings, history, values = run
-    state = State(rings, history, state.step + T)
+    state = State(rings, history, state.step + codes.shape[1])
     return (codes, state, values) if logits else (codes, state)
 
 
@@ -259,7 +264,8 @@ def wavenet_sample_ref(
     L, G, R, K = w.conv.shape
     rings, codes, values = rings.clone(), [], []
     depths = [(K - 1) * d for d in dilations[1:]]
-    caches = [r.view(n, -1, R) for r in rings.split([d * R for d in depths], dim=1)]
+    parts = rings.split([d * R for d in depths], dim=1)
+    caches = [r.view(n, d, R) for r, d in zip(parts, depths, strict=True)]
     frames = None if w.cond is None else upsample_ref(cond, hop, step % hop + T)[..., step % hop :]
     failed = prefix.new_full((n,), -1)
     for t in range(T):
@@ -290,7 +296,8 @@ def wavenet_sample_ref(
         codes.append(drawn)
         values.append(z)
     codes = torch.stack(codes, 1) if codes else prefix.new_empty(n, 0)
-    values = torch.stack(values, 1) if logits and values else w.out.new_empty(0)
+    values = torch.stack(values, 1) if values else w.out.new_empty(n, 0, w.out.shape[0])
+    values = values if logits else w.out.new_empty(0)
     return codes, rings, history, values, failed
 
 
@@ -307,62 +314,81 @@ def embed_ref(embed, history, classes, mixtures):
     return torch.where((history < 0)[..., None], 0, vectors).transpose(1, 2)
 
 
-def expect(ok, name, expected, got):
-    """Raise ValueError unless `ok`."""
+def expect(ok, name, expected, got, error=ValueError):
+    """Raise `error` unless `ok`."""
     if not ok:
-        raise ValueError(f"wavenet_sample: {name}: expected {expected}, got {got}")
+        raise error(f"wavenet_sample: {name}: expected {expected}, got {got}")
 
 
 def check_weights(w):
     """Raise ValueError for shapes that do not fit together and for values not finite."""
     shape = tuple(w.conv.shape)
-    expect(len(shape) == 4 and shape[1] % 2 == 0 and min(shape) > 0, "conv", "(L, 2H, R, K)", shape)
-    L, G, R, _ = shape
-    S, H, O = w.skip_bias.shape[0], G // 2, w.out_bias.shape[0]
-    shapes = {"embed": (w.embed.shape[0], R), "conv_bias": (L, G), "skip": (L, S, H)}
-    shapes |= {"res": (L - 1, R, H), "res_bias": (L - 1, R)}
-    shapes |= {"hidden": (S, S), "hidden_bias": (S,), "out": (O, S)}
+    fits = len(shape) == 4 and shape[1] % 2 == 0 and min(shape) > 0 and shape[3] > 1
+    expect(fits, "conv", "(L, 2H, R, K), K > 1", shape)
+    (L, G, R, _), H = shape, shape[1] // 2
+    sizes = (w.embed.numel() // R, w.skip_bias.numel(), w.out_bias.numel())
+    A, S, O = (max(1, size) for size in sizes)
+    shapes = {"embed": (A, R), "conv_bias": (L, G), "res": (L - 1, R, H), "res_bias": (L - 1, R)}
+    shapes |= {"skip": (L, S, H), "skip_bias": (S,), "hidden": (S, S), "hidden_bias": (S,)}
+    shapes |= {"out": (O, S), "out_bias": (O,), "conv": shape}
     if w.cond is not None:
-        shapes["cond"] = (L, G, w.cond.shape[-1])
+        shapes["cond"] = (L, G, max(1, w.cond.numel() // (L * G)))
     for name, tensor in w._asdict().items():
         if tensor is not None:
-            got = tuple(tensor.shape)
-            expect(got == shapes.get(name, got), name, shapes.get(name), got)
+            expect(tensor.shape == shapes[name], name, shapes[name], tuple(tensor.shape))
+            expect(tensor.device == w.conv.device, name, w.conv.device, tensor.device)
+            expect(not tensor.is_meta, name, "values", "a meta tensor")
             expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")
 
 
 def check(w, uniforms, dilations, state, prefix, base, cond, hop, classes, mixtures, temperature):
     """Raise ValueError or TypeError for arguments that do not fit `w` or each other."""
-    (L, G, R, K), (n, T), A = w.conv.shape, uniforms.shape[:2], w.embed.shape[0]
+    device, dtype, rows = w.embed.device, w.embed.dtype, 2 if mixtures else classes
+    check_dilations(w, dilations)
+    outputs = 3 * mixtures if mixtures else classes
+    expect(w.out.shape[0] == outputs, "out", f"{outputs} rows", w.out.shape[0])
+    expect(w.embed.shape[0] == rows, "embed", f"{rows} rows", w.embed.shape[0])
+    expect(classes >= 2, "classes", "at least 2", classes)
+    expect(0 <= temperature < float("inf"), "temperature", "finite and >= 0", temperature)
+    expect(hop > 0, "hop", "at least 1", hop)
+    expect(state.step >= 0, "step", "at least 0", state.step)
+    pair = (2,) if mixtures else ()
+    fits = uniforms.dim() == 2 + len(pair) and uniforms.shape[2:] == pair
+    expect(fits, "uniforms", "(n, T, 2)" if mixtures else "(n, T)", tuple(uniforms.shape))
+    check_shapes(w, *uniforms.shape[:2], dilations, state, prefix, base, cond, hop)
+    expect(uniforms.device == device, "uniforms", device, uniforms.device)
+    inside = ((uniforms >= 0) & (uniforms < 1)).all()
+    expect(inside, "uniforms", "values in [0, 1)", "others")
+    for name, codes, lowest in (("prefix", prefix, 0), ("history", state.history, -1)):
+        expect(codes.device == device, name, device, codes.device)
+        expect(codes.dtype == torch.int64, name, torch.int64, codes.dtype, TypeError)
+        inside = ((codes >= lowest) & (codes < classes)).all()
+        expect(inside, name, f"codes in [{lowest}, {classes})", "others")
+    for name, tensor in (("base", base), ("cond", cond), ("rings", state.rings)):
+        expect(tensor.device == device, name, device, tensor.device)
+        expect(tensor.dtype == dtype, name, dtype, tensor.dtype, TypeError)
+        expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")
+
+
+def check_dilations(w, dilations):
+    """Raise ValueError unless there is a power of two for each layer, the first 1."""
+    L = w.conv.shape[0]
     expect(len(dilations) == L, "dilations", f"{L} of them", len(dilations))
     powers = dilations[0] == 1 and all(d > 0 and d & (d - 1) == 0 for d in dilations)
     expect(powers, "dilations", "powers of two, the first 1", list(dilations))
-    outputs = 3 * mixtures if mixtures else classes
-    expect(w.out.shape[0] == outputs, "out", f"{outputs} rows", w.out.shape[0])
-    expect(A == (2 if mixtures else classes), "embed", 2 if mixtures else f"{classes} rows", A)
-    expect(classes >= 2, "classes", "at least 2", classes)
-    expect(0 <= temperature < float("inf"), "temperature", "finite and >= 0", temperature)
-    pair = (n, T, 2) if mixtures else (n, T)
-    expect(uniforms.shape == pair, "uniforms", pair, tuple(uniforms.shape))
-    inside = ((uniforms >= 0) & (uniforms < 1)).all()
-    expect(inside, "uniforms", "values in [0, 1)", "others")
+
+
+def check_shapes(w, n, T, dilations, state, prefix, base, cond, hop):
+    """Raise ValueError for shapes that do not fit."""
+    L, G, R, K = w.conv.shape
     width = sum((K - 1) * d * R for d in dilations[1:])
     expect(state.rings.shape == (n, width), "rings", (n, width), tuple(state.rings.shape))
     expect(state.history.shape == (n, K), "history", (n, K), tuple(state.history.shape))
     fits = prefix.dim() == 2 and prefix.shape[0] == n and prefix.shape[1] <= T
     expect(fits, "prefix", f"({n}, at most {T})", tuple(prefix.shape))
-    for name, codes, lowest in (("prefix", prefix, 0), ("history", state.history, -1)):
-        if codes.dtype != torch.int64:
-            raise TypeError(f"wavenet_sample: {name}: expected int64, got {codes.dtype}")
-        inside = ((codes >= lowest) & (codes < classes)).all()
-        expect(inside, name, f"codes in [{lowest}, {classes})", "others")
-    shapes = ((1, L, G), (n, L, G))
-    expect(base.shape in shapes, "base", shapes[1], tuple(base.shape))
-    expect(hop > 0, "hop", "at least 1", hop)
+    expect(base.shape in ((1, L, G), (n, L, G)), "base", (n, L, G), tuple(base.shape))
     if cond.shape[1:] != (0, 0):
         C = 0 if w.cond is None else w.cond.shape[-1]
         frames = -(-(state.step % hop + T) // hop)
-        fits = C and cond.shape[:2] == (n, C) and cond.shape[2] >= frames
+        fits = C and cond.dim() == 3 and cond.shape[:2] == (n, C) and cond.shape[2] >= frames
         expect(fits, "cond", f"({n}, {C}, at least {frames})", tuple(cond.shape))
-    for name, tensor in (("base", base), ("cond", cond), ("rings", state.rings)):
-        expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")

@@ -2,6 +2,8 @@
 
 import torch
 
+from fastgen import kernels
+
 T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
 
 
@@ -49,4 +51,92 @@ WAVENET_LAYER = {
     "held frame": {"T": 50, "F": 2, "hop": 7, "res": False},
     "one frame": {"T": 20, "F": 1, "hop": 5},
     "a frame a sample": {"T": 20, "F": 20, "hop": 1},
+}
+
+
+def wavenet_sample(
+    L=4,
+    stacks=2,
+    K=2,
+    R=7,
+    H=5,
+    S=6,
+    A=12,
+    M=0,
+    n=3,
+    T=20,
+    C=0,
+    hop=1,
+    speakers=False,
+    P=0,
+    temperature=1.0,
+):
+    """Weights, uniforms and options of `wavenet_sample`, float64; its logits are far from even."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    O = 3 * M or A
+    out, out_bias = normal(O, S, scale=3 * S**-0.5), normal(O)
+    if M:
+        out[M:], out_bias[2 * M :] = out[M:] / 6, out_bias[2 * M :] - 3
+    weights = kernels.Weights(
+        embed=normal(2 if M else A, R),
+        conv=normal(L, 2 * H, R, K, scale=1.5 * (R * K) ** -0.5),
+        conv_bias=normal(L, 2 * H, scale=0.5),
+        res=normal(L - 1, R, H, scale=H**-0.5),
+        res_bias=normal(L - 1, R, scale=0.1),
+        skip=normal(L, S, H, scale=3 * (L * H) ** -0.5),
+        skip_bias=normal(S),
+        hidden=normal(S, S, scale=1.5 * S**-0.5),
+        hidden_bias=normal(S),
+        out=out,
+        out_bias=out_bias,
+        cond=normal(L, 2 * H, C, scale=C**-0.5) if C else None,
+    )
+    shape = (n, T, 2) if M else (n, T)
+    options = {
+        "dilations": [2 ** (l % (L // stacks)) for l in range(L)],
+        "prefix": torch.randint(A, (n, P), generator=generator) if P else None,
+        "base": normal(n, L, 2 * H) if speakers else None,
+        "cond": normal(n, C, -(-T // hop) + 1) if C else None,
+        "hop": hop,
+        "classes": A,
+        "mixtures": M,
+        "temperature": temperature,
+    }
+    return weights, torch.rand(shape, generator=generator, dtype=torch.float64), options
+
+
+WAVENET_SAMPLE = {
+    "plain": {},
+    "ones": {"L": 1, "stacks": 1, "R": 1, "H": 1, "S": 1, "A": 2, "n": 1, "T": 1},
+    "no streams": {"n": 0, "C": 2},
+    "no steps": {"T": 0, "C": 2, "hop": 4},
+    "one layer": {"L": 1, "stacks": 1, "C": 2, "hop": 3},
+    "dilations of 1": {"stacks": 4, "K": 3},
+    "shorter than the receptive field": {"L": 6, "stacks": 1, "T": 30},
+    "longer than it": {"L": 6, "stacks": 2, "T": 70},
+    "three taps": {"K": 3, "L": 5, "stacks": 1, "R": 13, "T": 70},
+    "five taps": {"K": 5, "L": 3, "stacks": 1, "T": 40},
+    "a group": {"n": 8, "L": 5, "stacks": 1, "T": 40},
+    "a group and one": {"n": 9, "L": 5, "stacks": 1, "T": 40},
+    "three groups": {"n": 17, "K": 3},
+    "a panel and one": {"R": 65, "H": 33, "S": 65, "A": 65},
+    "whole panels": {"R": 64, "H": 64, "S": 128, "A": 256, "T": 8},
+    "a frame a step": {"C": 3, "n": 5},
+    "frames": {"C": 3, "hop": 4, "n": 9, "T": 41},
+    "long frames": {"C": 70, "hop": 80, "T": 170},
+    "speakers": {"speakers": True, "n": 10},
+    "speakers and frames": {"speakers": True, "C": 1, "hop": 5},
+    "prefix": {"P": 9, "n": 9},
+    "nothing to draw": {"P": 20},
+    "the likeliest": {"temperature": 0.0},
+    "cold": {"temperature": 0.5},
+    "hot": {"temperature": 2.0},
+    "mixture": {"M": 3, "A": 256, "n": 9},
+    "mixture of one": {"M": 1, "A": 2, "K": 3},
+    "cold mixture": {"M": 3, "A": 65536, "temperature": 0.5, "C": 2, "hop": 7},
+    "heaviest components": {"M": 17, "A": 31, "temperature": 0.0},
 }

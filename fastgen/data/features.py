@@ -87,7 +87,7 @@ def format_of(model, audio):
     if features is not None:
         try:
             conditioning = Conditioning(LogMel(**features), audio["mean"], audio["std"])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"audio: features: {error}") from error
         for name, got, expected in (
             ("rate", conditioning.mel.rate, rate),

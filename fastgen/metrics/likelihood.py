@@ -37,15 +37,19 @@ def sampler_nats(model, codes, cond=None, dtype="float32"):
     window = -(-4096 // hop) * hop  # a window begins with a frame
     packed = kernels.pack(model.weights(), dtype)
     state = kernels.initial_state(packed, model.dilations, 1)
+    device = state.rings.device
+    pair = [2] if model.mixtures else []
     total = 0.0
     for start in range(0, len(codes), window):
-        x = codes[None, start : start + window]
-        frames = None if cond is None else cond[None, :, start // hop :]
-        unused = torch.zeros(1, x.shape[1], *([2] if model.mixtures else []), dtype=torch.float64)
+        x = codes[None, start : start + window].to(device)
         _, state, params = kernels.wavenet_sample(
-            *(packed, unused),
+            packed,
+            torch.zeros(1, x.shape[1], *pair, device=device),
             **model.sampling(1, None),
-            **{"state": state, "prefix": x, "cond": frames, "logits": True},
+            state=state,
+            prefix=x,
+            cond=None if cond is None else cond[None, :, start // hop :].to(device),
+            logits=True,
         )
         total += nats(model, params.transpose(1, 2), x)
     return total

@@ -8,6 +8,7 @@ from torch import nn
 
 from .. import kernels
 from ..game import Player
+from ..kernels.wavenet_sample import check
 from . import mixture
 from .wavenet_stream import Stream
 
@@ -228,15 +229,18 @@ def sample_naive(model, uniforms, prefix, cond, speaker, temperature, dtype):
     if dtype not in ("float32", "float64"):
         raise ValueError(f"sample: naive: dtype expected 'float32' or 'float64', got {dtype!r}")
     model = copy.deepcopy(model).to(getattr(torch, dtype))
-    n, length = uniforms.shape[:2]
-    given = 0 if prefix is None else prefix.shape[1]
+    (n, length), hop, w = uniforms.shape[:2], model.hop_length, model.weights()
     codes = uniforms.new_zeros(n, length, dtype=torch.int64)
-    if given:
-        codes[:, :given] = prefix
-    hop = model.hop_length
+    prefix = codes[:, :0] if prefix is None else prefix
+    frames = w.embed.new_empty(n, 0, 0) if cond is None else cond.to(w.embed)
+    options = {**model.sampling(n, speaker), "base": w.conv_bias[None], "temperature": temperature}
+    state = kernels.initial_state(w, model.dilations, n)
+    check(w, uniforms, state=state, prefix=prefix, cond=frames, **options)
+    given = prefix.shape[1]
+    codes[:, :given] = prefix
     for t in range(given, length):
         start = max(0, t - model.receptive_field) // hop * hop  # a window begins with a frame
-        window = None if cond is None else cond[..., start // hop :].to(getattr(torch, dtype))
+        window = None if cond is None else frames[..., start // hop :]
         logits = model(codes[:, start : t + 1], window, speaker)[..., -1]
         codes[:, t] = kernels.draw(
             logits, uniforms[:, t], temperature, model.classes, model.mixtures
@@ -302,9 +306,11 @@ def check_input(model, x, cond, speaker):
         raise ValueError(f"WaveNet: x: expected codes in [0, {model.classes})")
     C = model.config["cond_channels"]
     frames = -(-T // model.hop_length)
-    if cond is not None and (not C or cond.shape[:2] != (B, C) or cond.shape[2] < frames):
-        want = f"({B}, {C}, at least {frames})"
-        raise ValueError(f"WaveNet: cond: expected {want}, got {tuple(cond.shape)}")
+    if cond is not None:
+        fits = C and cond.dim() == 3 and cond.shape[:2] == (B, C) and cond.shape[2] >= frames
+        if not fits:
+            want = f"({B}, {C}, at least {frames})"
+            raise ValueError(f"WaveNet: cond: expected {want}, got {tuple(cond.shape)}")
     if model.config["speakers"]:
         check_speaker(model, speaker, B)
     elif speaker is not None:

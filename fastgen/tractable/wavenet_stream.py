@@ -15,6 +15,7 @@ class Stream:
     Raises ValueError for sizes out of range and for a state that does not fit the model.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model,
@@ -32,6 +33,7 @@ class Stream:
         if n < 0 or chunk < 1:
             raise ValueError(f"stream: expected n >= 0 and chunk >= 1, got {n} and {chunk}")
         self.n, self.chunk, self.hop = n, chunk, model.hop_length
+        self.width = (n, model.config["cond_channels"])
         self.draws = 2 if model.mixtures else 1
         self.seed = int(torch.randint(1 << 62, ())) if seed is None else seed
         self.packed = kernels.pack(model.weights(), dtype)
@@ -40,25 +42,28 @@ class Stream:
         self.state = kernels.initial_state(self.packed, model.dilations, n)
         self.features = None if cond is None else iter(cond)
         self.frames = None  # (n, C, F) read but not used up, from the frame of the state's step
+        self.draw(0, self.seed, self.state, None)  # checks the options
         if state is not None:
             self.load_state_dict(state)
 
     def __iter__(self):
         return self
 
-    @torch.no_grad()
     def __next__(self):
         length = self.chunk if self.features is None and self.frames is None else self.read()
         if length == 0:
             raise StopIteration
-        uniforms = kernels.uniforms(self.seed, self.n, length, self.state.step, self.draws)
-        frames = self.frames
-        codes, self.state = kernels.wavenet_sample(
-            self.packed, uniforms, state=self.state, cond=frames, **self.options
-        )
-        if frames is not None:
-            self.frames = frames[..., length // self.hop :]
+        codes, state = self.draw(length, self.seed, self.state, self.frames)
+        rest = None if self.frames is None else self.frames[..., length // self.hop :]
+        # no interrupt comes between these two
+        self.state, self.frames = state, rest
         return codes
+
+    @torch.no_grad()
+    def draw(self, length, seed, state, frames):
+        uniforms = kernels.uniforms(seed, self.n, length, state.step, self.draws)
+        options = {"state": state, "cond": frames, **self.options}
+        return kernels.wavenet_sample(self.packed, uniforms, **options)
 
     def read(self):
         """Read features until a frame can be used up; returns the steps that all of them give."""
@@ -66,10 +71,11 @@ class Stream:
             more = next(self.features, None)
             if more is None:
                 self.features = None
-            elif self.frames is None:
-                self.frames = more
-            else:
-                self.frames = torch.cat([self.frames, more], dim=-1)
+                break
+            if more.dim() != 3 or more.shape[:2] != self.width:
+                n, C = self.width
+                raise ValueError(f"stream: cond: expected ({n}, {C}, F), got {tuple(more.shape)}")
+            self.frames = more if self.frames is None else torch.cat([self.frames, more], dim=-1)
         if self.frames is None:
             return 0
         return (self.frames.shape[-1] - (self.features is not None)) * self.hop
@@ -84,14 +90,16 @@ class Stream:
     def load_state_dict(self, state):
         """Go on from what `state_dict` returned. Raises ValueError for what does not fit."""
         expected = self.state_dict()
-        missing = expected.keys() - state.keys() | state.keys() - expected.keys() - {"frames"}
-        if missing:
-            raise ValueError(f"stream: state: unexpected or missing {sorted(missing)}")
+        expected.pop("frames", None)
+        wrong = expected.keys() ^ (state.keys() - {"frames"})
+        if wrong:
+            raise ValueError(f"stream: state: unexpected or missing {sorted(wrong)}")
         for name, tensor in expected.items():
             want, got = (tensor.shape, tensor.dtype), (state[name].shape, state[name].dtype)
             if want != got:
                 raise ValueError(f"stream: state: {name} expected {want}, got {got}")
         rings, history = state["rings"].clone(), state["history"].clone()
-        self.state = kernels.State(rings, history, int(state["step"]))
-        self.seed = int(state["seed"]) % (1 << 64)
-        self.frames = state.get("frames")
+        start = kernels.State(rings, history, int(state["step"]))
+        seed, frames = int(state["seed"]) % (1 << 64), state.get("frames")
+        self.draw(0, seed, start, frames)  # checks the values
+        self.state, self.seed, self.frames = start, seed, frames

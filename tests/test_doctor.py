@@ -1,0 +1,79 @@
+"""The doctor tells what there is, finds a kernel that is wrong, and needs no kernels itself."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from fastgen.kernels import _op
+
+from fastgen import doctor, kernels
+
+native = pytest.mark.skipif(_op.native is None, reason="needs the C++ kernels")
+
+
+def test_the_report():
+    sections = dict(doctor.report())
+    assert {"machine", "kernels", "optional packages"} < sections.keys()
+    rows = {row[0]: row for section in sections.values() for row in section}
+    assert torch.__version__ in rows["torch"][1]
+    assert str(torch.get_num_threads()) in rows["threads"][1]
+    assert {"wavenet_sample", "wavenet_layer"} < rows.keys()
+    if _op.native:
+        assert rows["C++ kernels"][1].startswith(_op.native.isa())
+        assert rows["wavenet_sample"][1] == "CPU: C++"
+
+
+def test_what_is_missing_comes_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda package: None)
+    rows = {row[0]: " ".join(row) for row in doctor.versions() + doctor.optional()}
+    for name, extra in (("soundfile", "audio"), ("av", "audio"), ("pystoi", "metrics")):
+        assert f"missing {doctor.OPTIONAL[name][0]}: pip install 'fastgen[{extra}]'" in rows[name]
+    assert "pip install triton" in rows["triton"]
+
+
+@native
+def test_the_kernels_pass_on_every_instruction_set():
+    isa = _op.native.isa()
+    before = torch.get_rng_state()
+    found = doctor.self_tests()
+    assert [check for check in found if not check.ok] == []
+    assert len(found) == 6
+    assert _op.native.isa() == isa
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@native
+@pytest.mark.parametrize("broken", ["off", "nan", "raises"])
+def test_a_kernel_that_is_wrong_is_found(monkeypatch, broken):
+    layer, last = kernels.wavenet_layer, _op.native.isas()[-1]
+
+    def wrong(*args, **options):
+        out, skip = layer(*args, **options)
+        if _op.native.isa() != last:
+            return out, skip
+        if broken == "raises":
+            raise RuntimeError("no such\ninstruction")
+        return out, skip * (1 + 1e-5) if broken == "off" else skip * float("nan")
+
+    monkeypatch.setattr(kernels, "wavenet_layer", wrong)
+    failed = [check for check in doctor.self_tests() if not check.ok]
+    assert [check.name for check in failed] == ["wavenet_layer float64", "wavenet_layer float32"]
+    assert all(f"on {last}" in check.got and "\n" not in check.got for check in failed)
+
+
+def test_without_the_extension():
+    program = """
+import sys
+sys.modules["fastgen._C"] = None
+from fastgen import doctor
+assert doctor.self_tests() == []
+for title, rows in doctor.report():
+    for row in rows:
+        print(*row)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "C++ kernels missing" in run.stdout
+    assert "install g++" in run.stdout
+    assert "wavenet_sample CPU: reference" in run.stdout

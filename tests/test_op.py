@@ -1,0 +1,149 @@
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from fastgen.kernels import _op
+from fastgen.kernels._op import launch, native, op, thread_count, warn_reference
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@op
+def _strides_for_tests(
+    x: torch.Tensor, y: torch.Tensor | None, others: list[torch.Tensor], scale: float = 2.0
+) -> torch.Tensor:
+    for tensor in (x, *others):
+        assert tensor.is_contiguous()
+    return x * scale
+
+
+def kernel(calls):
+    return lambda *args: calls.append(args)
+
+
+def run(script, **environment):
+    """Run Python in a process of its own, and return what it printed and its errors."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100
+    )
+    return done.stdout, done.stderr
+
+
+def test_tensors_reach_an_op_contiguous():
+    x = torch.arange(6.0).view(2, 3).T
+    assert torch.equal(_strides_for_tests(x, x, [x, x]), x * 2)
+    assert torch.equal(torch.ops.fastgen.strides_for_tests(x, None, [x[::2]], scale=3.0), x * 3)
+
+
+def test_an_op_knows_shapes_alone():
+    x = torch.ones(2, 3)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        assert _strides_for_tests(fake, None, []).shape == (2, 3)
+    assert _strides_for_tests(x.to("meta"), None, []).shape == (2, 3)
+
+
+def test_launch_passes_addresses():
+    calls, x = [], torch.ones(3)
+    launch(kernel(calls), 5, x, None, 0.5, x[1:])
+    assert calls == [(5, x.data_ptr(), 0, 0.5, x.data_ptr() + 4)]
+
+
+@pytest.mark.parametrize(
+    "gappy", [torch.ones(2, 3).T, torch.ones(4)[::2], torch.ones(1).expand(3)], ids=str
+)
+def test_launch_refuses_gaps(gappy):
+    calls = []
+    with pytest.raises(ValueError, match=r"launch: expected contiguous tensors, got strides \("):
+        launch(kernel(calls), torch.ones(2), gappy)
+    assert not calls
+
+
+def test_launch_leaves_shapes_alone():
+    calls, x = [], torch.ones(2, 3)
+    launch(kernel(calls), x, x.to("meta").T)
+    with FakeTensorMode() as mode:
+        launch(kernel(calls), x, mode.from_tensor(x))
+    assert not calls
+
+
+def test_thread_count():
+    torch.set_num_threads(3)
+    assert thread_count() == 3
+    assert thread_count(5) == 5
+    for wrong in (0, -2):
+        with pytest.raises(ValueError, match=f"threads: expected at least 1, got {wrong}"):
+            thread_count(wrong)
+
+
+def test_a_reference_is_announced_once(monkeypatch):
+    warn_reference.cache_clear()
+    monkeypatch.delenv("FASTGEN_REQUIRE_NATIVE", raising=False)
+    with pytest.warns(RuntimeWarning, match="some_op runs on its slow reference"):
+        warn_reference("some_op")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_reference("some_op")
+    monkeypatch.setenv("FASTGEN_REQUIRE_NATIVE", "1")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="other_op runs on its slow reference"):
+            warn_reference("other_op")
+
+
+def test_instruction_sets():
+    assert native.isas()[0] == "scalar"
+    for isa in native.isas():
+        native.set_isa(isa)
+        assert native.isa() == isa
+    with pytest.raises(ValueError, match=r"FASTGEN_ISA: expected one of scalar .*got sse9"):
+        native.set_isa("sse9")
+    assert native.isa() == native.isas()[-1]
+
+
+def test_the_environment_names_the_instruction_set():
+    script = "from fastgen.kernels._op import native; print(native.isa())"
+    assert run(script, FASTGEN_ISA="scalar")[0] == "scalar\n"
+    last = run(script, FASTGEN_ISA="sse9")[1].splitlines()[-1]
+    assert last == f"ValueError: FASTGEN_ISA: expected one of {' '.join(native.isas())}, got sse9"
+
+
+WITHOUT_NATIVE = """
+import os, sys, warnings
+sys.modules["fastgen._C"] = None
+import torch
+from fastgen import WaveNet
+from fastgen.kernels._op import native
+assert native is None
+model = WaveNet(2, 1, 4, 8, 4, 16)
+os.environ["FASTGEN_REQUIRE_NATIVE"] = "1"
+try:
+    model.sample(1, 5)
+except RuntimeError as error:
+    print(error)
+del os.environ["FASTGEN_REQUIRE_NATIVE"]
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    codes = [model.sample(2, 5, seed=i) for i in range(3)]
+print(*[w.message for w in found if "wavenet_sample" in str(w.message)], sep="\\n")
+assert codes[0].shape == (2, 5)
+assert torch.equal(codes[0], model.sample(2, 5, seed=0, method="naive"))
+try:
+    model.sample(1, 5, threads=0)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_package_without_the_extension():
+    printed, errors = run(WITHOUT_NATIVE)
+    says = "wavenet_sample runs on its slow reference: fastgen was built without a C++ compiler"
+    *lines, last = printed.splitlines()
+    assert [line[: len(says)] for line in lines] == [says, says], errors
+    assert last == "threads: expected at least 1, got 0", errors
+
+
+def test_the_extension_is_loaded():
+    assert _op.native is not None
