@@ -87,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas, "The instruction sets that this processor runs.");
   m.def("isa", [] { return ISAS[chosen]; }, "The instruction set in use.");
   m.def("set_isa", set_isa, "Use another instruction set.");
+  m.attr("WAVENET_LAYER_TILE") = WAVENET_LAYER_TILE;
 #define FASTGEN_ENTRY(isa) fastgen::isa::wavenet_layer
   expose(m, "wavenet_layer", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 
+// Samples of a tile of wavenet_layer: whole vectors of every set, three at a time.
+constexpr int64_t WAVENET_LAYER_TILE = 96;
+
 // The sets that this machine's compiler can make, the plainest first.
 #if defined(__x86_64__)
 #define FASTGEN_EACH_ISA(X) X(scalar) X(avx2) X(avx512) X(avx512_bf16)
@@ -49,7 +52,7 @@
                      const void* cond,        /* (B, 2H, F), or null */                            \
                      void* out,               /* (B, R, T) */                                      \
                      void* skip_out,          /* (B, S, T) */                                      \
-                     void* gates,             /* (B, 2H, T): tanh, then sigmoid; or null */        \
+                     void* gates,             /* (B, tiles, 2H, TILE): tanh, sigmoid; or null */        \
                      int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T, int64_t F,  \
                      int64_t hop, int64_t dilation, int64_t threads);                              \
   /* The gradients of wavenet_layer. */                                                            \
@@ -57,7 +60,7 @@
   wavenet_layer_backward(int64_t dtype,          /* of every pointer here: 0 float32, 1 float64 */ \
                          const void* dout,       /* (B, R, T) */                                   \
                          const void* dskip,      /* (B, S, T) */                                   \
-                         const void* gates,      /* (B, 2H, T) */                                  \
+                         const void* gates,      /* (B, tiles, 2H, TILE) */                                  \
                          const void* x,          /* (B, R, T) */                                   \
                          const void* weight,     /* (2H, R, K) */                                  \
                          const void* res_weight, /* (R, H), or null: then no dout */               \

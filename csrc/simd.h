@@ -45,7 +45,75 @@ template <class T> inline vec<T> load(const T* p) {
   return v;
 }
 template <class T> inline void store(T* p, vec<T> v) { memcpy(p, &v, sizeof v); }
+// Store past the caches, for what is not read again soon; p is aligned to a vector.
+template <class T> inline void stream(T* p, vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+
+// Let other threads see what was streamed.
+inline void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 template <class T> inline vec<T> splat(T x) { return vec<T>{} + x; }
+
+// a[0] b[0] a[1] b[1] ...: of the lower halves, and of the upper ones.
+template <class T> inline vec<T> zip_low(vec<T> a, vec<T> b) {
+  if constexpr (LANES<T> == 1)
+    return a;
+  else if constexpr (LANES<T> == 2)
+    return __builtin_shufflevector(a, b, 0, 2);
+  else if constexpr (LANES<T> == 4)
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  else if constexpr (LANES<T> == 8)
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  else
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+template <class T> inline vec<T> zip_high(vec<T> a, vec<T> b) {
+  if constexpr (LANES<T> == 1)
+    return b;
+  else if constexpr (LANES<T> == 2)
+    return __builtin_shufflevector(a, b, 1, 3);
+  else if constexpr (LANES<T> == 4)
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  else if constexpr (LANES<T> == 8)
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  else
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+}
+
+// to (n x n, rows `stride` apart) = the transpose of from (n x n, rows `from_stride` apart), n the
+// number of lanes.
+template <class T>
+inline void transpose(T* to, int64_t stride, const T* from, int64_t from_stride) {
+  constexpr int N = LANES<T>;
+  vec<T> x[N], y[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int half = 1; half < N; half *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) {
+      y[2 * i] = zip_low<T>(x[i], x[i + N / 2]);
+      y[2 * i + 1] = zip_high<T>(x[i], x[i + N / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) x[i] = y[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) store(to + i * stride, x[i]);
+}
 
 // exp(x) = 2^n (1 + q), n the nearest integer to x / ln 2. Arguments saturate at the normal range.
 template <class T> struct Exp {
@@ -137,35 +205,49 @@ inline void tile(int64_t K, const typename P::word* a, int64_t am, const typenam
 
 // How many vectors of columns a tile of M rows holds, so that sums, b and a fit in registers.
 constexpr int columns(int M) {
-  return REGISTERS == 32 ? (M >= 4 ? 4 : 8) : M >= 4 ? 3 : M >= 2 ? 4 : 8;
+  if (REGISTERS == 32) return M >= 8 ? 3 : M >= 4 ? 4 : 8;
+  return M >= 4 ? 3 : M >= 2 ? 4 : 8;
 }
 
-template <class P, int M, int V>
+template <class P, int M, int V, class F>
 inline void across(int64_t N, int64_t K, const typename P::word* a, int64_t am,
-                   const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm) {
-  constexpr int64_t W = V * LANES<typename P::sum>;
-  for (; N >= W; N -= W, b += W, c += W) tile<P, M, V>(K, a, am, b, bk, c, cm);
-  if constexpr (V > 1) across<P, M, V / 2>(N, K, a, am, b, bk, c, cm);
+                   const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm, F& feed) {
+  constexpr int64_t L = LANES<typename P::sum>, W = V * L;
+  // one vector more than a tile is better cut into two tiles of about one size
+  for (; N >= W && (V == 1 || N != W + L); N -= W, b += W, c += W) {
+    feed();
+    tile<P, M, V>(K, a, am, b, bk, c, cm);
+  }
+  if constexpr (V > 1) across<P, M, (V > 4 ? V / 2 : V - 1)>(N, K, a, am, b, bk, c, cm, feed);
 }
 
-template <class P, int M>
+template <class P, int M, class F>
 inline void down(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
-                 const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm) {
+                 const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm, F& feed) {
   for (; rows >= M; rows -= M, a += M * am, c += M * cm)
-    across<P, M, columns(M)>(N, K, a, am, b, bk, c, cm);
-  if constexpr (M > 1) down<P, M / 2>(rows, N, K, a, am, b, bk, c, cm);
+    across<P, M, columns(M)>(N, K, a, am, b, bk, c, cm, feed);
+  if constexpr (M > 1) down<P, M / 2>(rows, N, K, a, am, b, bk, c, cm, feed);
 }
 
 // c (rows x N, rows cm apart) += a (rows x K, rows am apart) b (K x N, rows bk apart).
-// N is a multiple of the vector's lanes. K goes in pieces, so that the second tile of rows finds
-// b's piece in the first cache.
+// N is a multiple of the vector's lanes. For few rows: K goes in pieces, so that the second tile
+// of rows finds b's piece in the first cache.
 template <class P>
 inline void gemm(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
                  const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm) {
   constexpr int M = 4;
   const int64_t piece = rows > M ? 128 : K;
+  auto nothing = [] {};
   for (int64_t k = 0; k < K; k += piece)
-    down<P, M>(rows, N, K - k < piece ? K - k : piece, a + k, am, b + k * bk, bk, c, cm);
+    down<P, M>(rows, N, K - k < piece ? K - k : piece, a + k, am, b + k * bk, bk, c, cm, nothing);
+}
+
+// The same for many rows, b in the second cache. feed() is called before each tile, for memory to
+// bring what it asks for while the tile is computed.
+template <class P, class F>
+inline void gemm(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
+                 const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm, F& feed) {
+  down<P, (REGISTERS == 32 ? 8 : 4)>(rows, N, K, a, am, b, bk, c, cm, feed);
 }
 
 // A word is one number.

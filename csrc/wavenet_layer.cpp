@@ -1,7 +1,8 @@
 // One layer of a WaveNet, for training: kernels/wavenet_layer.py has the math.
 //
-// Time is cut into tiles. What a tile needs is copied into rows of one length, zeros around the
-// sequence, so that the products see neither edges nor strides, and stay in the nearest caches.
+// Time is cut into tiles, which stay in the nearest caches. What a tile reads is first copied into
+// a block of rows of one length, zeros outside of the sequence, so that products see no edges and
+// no large strides; the block of the next tile is filled while this one's products are computed.
 #include "common.h"
 #include "ops.h"
 #include "simd.h"
@@ -9,11 +10,12 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int64_t TILE = 96;     // samples; a multiple of every vector, and of three
+constexpr int64_t TILE = WAVENET_LAYER_TILE;
 constexpr int64_t ROWS = 8;      // rows of a product that are finished at once
-constexpr int64_t PAD = 16;      // columns of a transposed tile are padded to a multiple of it
-constexpr int64_t RUN = 6;       // tiles of one partial sum of the gradients of weights, at least
-constexpr int64_t PARTIALS = 32; // partial sums, at most
+constexpr int64_t PAD = 16;      // columns of a transposed tile are padded to a multiple
+constexpr int64_t LINE = 64;     // bytes that memory brings at once
+constexpr int64_t PARTIALS = 64; // partial sums of the gradients of weights, at most
+constexpr int64_t RUN = 10;      // tiles of one such sum, at least
 
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -37,6 +39,16 @@ template <class real> struct Tile {
   }
 };
 
+template <class real> void clear(real* to, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) to[j] = 0;
+}
+
+// What becomes a row of a block: `head` samples from one place, the rest from another. Null: zeros.
+template <class real> struct Row {
+  const real *first, *second;
+  int64_t head;
+};
+
 template <class real> void copy(real* to, const real* from, int64_t n) {
   constexpr int W = LANES<real>;
   int64_t j = 0;
@@ -44,83 +56,158 @@ template <class real> void copy(real* to, const real* from, int64_t n) {
   for (; j < n; ++j) to[j] = from[j];
 }
 
-// to[j] = row[t + j] + bias for j < n, with zeros for what lies outside of the row's T; then
-// zeros up to N.
-template <class real>
-void take(real* to, const real* row, int64_t T, int64_t t, int64_t n, int64_t N) {
-  const int64_t left = min(max(-t, 0), n), right = max(min(T - t, n), left);
-  for (int64_t j = 0; j < left; ++j) to[j] = 0;
-  copy(to + left, row + t + left, right - left);
-  for (int64_t j = right; j < N; ++j) to[j] = 0;
+// `copy` past the caches.
+template <class real> void copy_out(real* to, const real* from, int64_t n) {
+  constexpr int W = LANES<real>;
+  int64_t j = 0;
+  if (uintptr_t(to) % sizeof(vec<real>) == 0)
+    for (; j + W <= n; j += W) stream(to + j, load(from + j));
+  for (; j + W <= n; j += W) store(to + j, load(from + j));
+  for (; j < n; ++j) to[j] = from[j];
 }
+
+template <class real> void take(real* to, const Row<real>& row, int64_t N) {
+  if (row.head == TILE) {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < TILE; j += LANES<real>) store(to + j, load(row.first + j));
+    return;
+  }
+  row.first ? copy(to, row.first, row.head) : clear(to, row.head);
+  to += row.head, N -= row.head;
+  row.second ? copy(to, row.second, N) : clear(to, N);
+}
+
+template <class real> void prefetch(const real* from, int64_t n) {
+  for (int64_t j = 0; j < n; j += LINE / sizeof(real)) __builtin_prefetch(from + j);
+}
+
+// n samples of a sequence from t on, zeros left of it.
+template <class real> Row<real> past(const real* x, int64_t t, int64_t n) {
+  const int64_t zeros = min(max(-t, 0), n);
+  return zeros ? Row<real>{nullptr, x + t + zeros, zeros} : Row<real>{x + t, nullptr, n};
+}
+
+// Rows of a block that lie `stride` apart at their source.
+template <class real> struct Part {
+  Row<real> row; // the first one
+  int64_t rows, stride;
+};
+
+// Fills a block with what a job reads of a tile, some rows at each call; the next ones are on their
+// way to the caches meanwhile.
+template <class real, class Job> struct Feed {
+  const Job& job;
+  Tile<real> tile;
+  real* to;
+  int64_t next, parts; // part
+  Part<real> part{};
+  Row<real> asked[Job::PACE];
+  int64_t count = 0;
+
+  Feed(const Job& job, int64_t i, real* block, bool any = true)
+      : job(job), tile(job.s, i), to(block), next(0), parts(any ? job.parts() : 0) {}
+
+  void operator()() {
+    for (int64_t q = 0; q < count; ++q, to += TILE) take(to, asked[q], tile.N);
+    for (count = 0; count < Job::PACE; ++count) {
+      while (!part.rows) {
+        if (next == parts) return;
+        part = job.part(tile, next++);
+      }
+      Row<real>& row = part.row;
+      asked[count] = row;
+      if (row.first) prefetch(row.first, row.head), row.first += part.stride;
+      if (row.second) prefetch(row.second, tile.N - row.head), row.second += part.stride;
+      --part.rows;
+    }
+  }
+
+  void finish() {
+    do operator()();
+    while (count);
+  }
+};
 
 // to (n x columns, rows `stride` apart) = the transpose of from (columns x TILE).
 template <class real>
-void transpose(real* to, int64_t stride, const real* from, int64_t columns, int64_t n) {
-  for (int64_t c = 0; c < columns; ++c)
+void transpose_tile(real* to, int64_t stride, const real* from, int64_t columns, int64_t n) {
+  constexpr int W = LANES<real>;
+  int64_t c = 0;
+  for (; c + W <= columns; c += W)
+    for (int64_t j = 0; j < n; j += W)
+      transpose(to + j * stride + c, stride, from + c * TILE + j, TILE);
+  for (; c < columns; ++c)
     for (int64_t j = 0; j < n; ++j) to[j * stride + c] = from[c * TILE + j];
 }
 
-template <class real> real total(const real* row, int64_t n) {
-  vec<real> sum{};
-  int64_t j = 0;
-  for (; j + LANES<real> <= n; j += LANES<real>) sum += load(row + j);
-  real y = 0;
-  for (int i = 0; i < LANES<real>; ++i) y += sum[i];
-  for (; j < n; ++j) y += row[j];
-  return y;
-}
+// K rows of TILE samples.
+template <class real> struct Operand {
+  const real* rows;
+  int64_t K;
+};
 
-// to = from + bias + a b for a tile: `from` and `to` are (rows, T) of a sequence, from its sample
-// t; a is (rows, K), b (K, TILE). A null `from` or `bias` is zero. c has room for ROWS rows.
-template <class real>
-void product(const Tile<real>& i, int64_t T, int64_t rows, int64_t K, real* to, const real* from,
-             const real* bias, const real* a, const real* b, real* c) {
+// to = from + bias + a (b over d) for a tile: `from` and `to` are (rows, T) of a sequence, from its
+// sample t; a is (rows, b.K + d.K). A null `from` or `bias` is zero. c has room for ROWS rows.
+template <class real, class F>
+void product(const Tile<real>& i, int64_t T, int64_t rows, real* to, const real* from,
+             const real* bias, const real* a, Operand<real> b, Operand<real> d, real* c, F& feed) {
   for (int64_t r = 0; r < rows; r += ROWS) {
     const int64_t m = min(ROWS, rows - r);
-    for (int64_t q = 0; q < m; ++q) {
-      real* row = c + q * TILE;
+    for (int64_t q = r; q < r + m; ++q) {
+      real* row = c + (q - r) * TILE;
       if (from)
-        take(row, from + (r + q) * T, T, i.t, i.n, i.N);
+        take(row, Row<real>{from + q * T + i.t, nullptr, i.n}, i.N);
       else
-        memset(row, 0, i.N * sizeof(real));
+        clear(row, i.N);
       if (bias)
-        for (int64_t j = 0; j < i.N; j += LANES<real>) store(row + j, load(row + j) + bias[r + q]);
+        for (int64_t j = 0; j < i.N; j += LANES<real>) store(row + j, load(row + j) + bias[q]);
     }
-    gemm<Plain<real>>(m, i.N, K, a + r * K, K, b, TILE, c, TILE);
-    for (int64_t q = 0; q < m; ++q) copy(to + (r + q) * T + i.t, c + q * TILE, i.n);
+    int64_t ahead = r + ROWS; // of `from`, in the time of this product
+    auto both = [&] {
+      feed();
+      for (int64_t end = min(ahead + ROWS / 2, min(r + 2 * ROWS, rows)); ahead < end; ++ahead) {
+        if (from) prefetch(from + ahead * T + i.t, i.n);
+      }
+    };
+    const int64_t K = b.K + d.K;
+    gemm<Plain<real>>(m, i.N, b.K, a + r * K, K, b.rows, TILE, c, TILE, both);
+    if (d.K) gemm<Plain<real>>(m, i.N, d.K, a + r * K + b.K, K, d.rows, TILE, c, TILE, both);
+    for (int64_t q = 0; q < m; ++q) copy_out(to + (r + q) * T + i.t, c + q * TILE, i.n);
   }
 }
 
-// Items [0, count) of a job, on workers that have `size` numbers of memory each.
+// Tiles [0, count) of a job, in runs, on workers with memory of their own.
 template <class real, class Job> struct Workers {
   const Job& job;
-  int64_t count, size;
+  int64_t count, length; // tiles, and tiles of a run
   real* memory;
   int64_t next = 0;
 
   static void work(void* context, int64_t worker) {
     auto& w = *static_cast<Workers*>(context);
-    for (int64_t i; !stopped() && (i = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED)) < w.count;)
-      w.job(i, w.memory + worker * w.size);
+    const int64_t block = w.job.rows() * TILE, size = 2 * block + w.job.size();
+    real* memory = w.memory + worker * size;
+    for (int64_t run; !stopped();) {
+      run = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED);
+      const int64_t begin = run * w.length, end = min(begin + w.length, w.count);
+      if (begin >= end) return;
+      Feed<real, Job>(w.job, begin, memory).finish();
+      for (int64_t i = begin; i < end && !stopped(); ++i) {
+        real *now = memory + (i - begin) % 2 * block, *later = memory + (i - begin + 1) % 2 * block;
+        Feed<real, Job> feed(w.job, i + 1, later, i + 1 < end);
+        w.job(run, i, now, memory + 2 * block, feed);
+        feed.finish();
+      }
+    }
   }
 };
 
 template <class real, class Job>
-void run(int64_t count, int64_t threads, int64_t size, const Job& job) {
-  threads = min(threads, count);
-  Scratch memory(threads * size * sizeof(real));
-  Workers<real, Job> workers{job, count, size, reinterpret_cast<real*>(memory.data)};
+void run(int64_t count, int64_t length, int64_t threads, const Job& job) {
+  threads = min(threads, ceil(count, length));
+  Scratch memory(threads * (2 * job.rows() * TILE + job.size()) * sizeof(real));
+  Workers<real, Job> workers{job, count, length, reinterpret_cast<real*>(memory.data)};
   parallel(threads, threads, Workers<real, Job>::work, &workers);
-}
-
-// The taps of x side by side: row k C + c holds channel c `(K - 1 - k) dilation` samples away.
-template <class real>
-void taps(const Sizes& s, const Tile<real>& i, real* to, const real* x, int64_t C, int64_t sign) {
-  for (int64_t k = 0; k < s.K; ++k)
-    for (int64_t c = 0; c < C; ++c)
-      take(to + (k * C + c) * TILE, x + (i.b * C + c) * s.T, s.T,
-           i.t + sign * (s.K - 1 - k) * s.dilation, i.n, i.N);
 }
 
 template <class real> struct Forward {
@@ -129,7 +216,14 @@ template <class real> struct Forward {
   real *out, *skip_out, *gates;
   real* flat; // (2H, K R), weight with its taps side by side
 
-  int64_t size() const { return (s.K * s.R + 3 * s.H + ROWS) * TILE; }
+  static constexpr int64_t PACE = 4;
+  int64_t rows() const { return s.K * s.R; }
+  int64_t size() const { return (3 * s.H + ROWS) * TILE; }
+
+  int64_t parts() const { return s.K; }
+  Part<real> part(const Tile<real>& i, int64_t k) const {
+    return {past(x + i.b * s.R * s.T, i.t - (s.K - 1 - k) * s.dilation, i.n), s.R, s.T};
+  }
 
   void flatten() {
     for (int64_t c = 0; c < 2 * s.H; ++c)
@@ -148,185 +242,210 @@ template <class real> struct Forward {
     }
   }
 
-  void operator()(int64_t index, real* memory) const {
+  template <class F>
+  void operator()(int64_t, int64_t index, real* columns, real* memory, F& feed) const {
     const Tile<real> i(s, index);
-    real *columns = memory, *a = columns + s.K * s.R * TILE, *h = a + 2 * s.H * TILE;
-    real* c = h + s.H * TILE;
-    taps(s, i, columns, x, s.R, -1);
+    real *a = memory, *h = a + 2 * s.H * TILE, *c = h + s.H * TILE;
     for (int64_t g = 0; g < 2 * s.H; ++g) {
       real* row = a + g * TILE;
-      for (int64_t j = 0; j < i.N; ++j) row[j] = bias[g];
+      for (int64_t j = 0; j < i.N; j += LANES<real>) store(row + j, splat(bias[g]));
       if (cond) add_cond(row, cond + (i.b * 2 * s.H + g) * s.F, i.t, i.n);
     }
-    gemm<Plain<real>>(2 * s.H, i.N, s.K * s.R, flat, s.K * s.R, columns, TILE, a, TILE);
+    gemm<Plain<real>>(2 * s.H, i.N, s.K * s.R, flat, s.K * s.R, columns, TILE, a, TILE, feed);
     for (int64_t g = 0; g < s.H; ++g) {
       real *f = a + g * TILE, *o = a + (s.H + g) * TILE;
       for (int64_t j = 0; j < i.N; j += LANES<real>) {
         const vec<real> left = tanh<real>(load(f + j)), right = sigmoid<real>(load(o + j));
-        store(f + j, left);
-        store(o + j, right);
         store(h + g * TILE + j, left * right);
+        if (gates) {
+          real* to = gates + (index * 2 * s.H + g) * TILE + j;
+          stream<real>(to, left);
+          stream<real>(to + s.H * TILE, right);
+        }
       }
     }
-    if (gates)
-      for (int64_t g = 0; g < 2 * s.H; ++g)
-        copy(gates + (i.b * 2 * s.H + g) * s.T + i.t, a + g * TILE, i.n);
     const int64_t xb = i.b * s.R * s.T, sb = i.b * s.S * s.T;
-    if (s.res) product(i, s.T, s.R, s.H, out + xb, x + xb, res_bias, res_weight, h, c);
-    product(i, s.T, s.S, s.H, skip_out + sb, skip + sb, skip_bias, skip_weight, h, c);
+    const Operand<real> b{h, s.H};
+    if (s.res) product(i, s.T, s.R, out + xb, x + xb, res_bias, res_weight, b, {}, c, feed);
+    product(i, s.T, s.S, skip_out + sb, skip + sb, skip_bias, skip_weight, b, {}, c, feed);
   }
 };
+
+// Tiles of a run where the result does not depend on it: some for each thread.
+int64_t short_run(int64_t tiles, int64_t threads) { return max(1, min(8, tiles / (4 * threads))); }
 
 template <class real> void forward(Forward<real> layer, int64_t threads) {
   const Sizes& s = layer.s;
   Scratch flat(2 * s.H * s.K * s.R * sizeof(real));
   layer.flat = reinterpret_cast<real*>(flat.data);
   layer.flatten();
-  run<real>(s.tiles(), threads, layer.size(), layer);
+  run<real>(s.tiles(), short_run(s.tiles(), threads), threads, layer);
 }
 
+// dz and, of each run of tiles, the sums that become the gradients of weights.
 template <class real> struct Backward {
   Sizes s;
   const real *dout, *dskip, *gates, *x, *weight, *res_weight, *skip_weight;
   real *dz, *dx, *dweight, *dbias, *dres_weight, *dres_bias, *dskip_weight, *dskip_bias, *dcond;
-  real* mix;    // (H, R + S), res_weight and skip_weight transposed
-  real* turned; // (R, K 2H), weight transposed
-  real* sums;   // of each run of tiles: see `partial`
+  real* mix;  // (H, R + S), res_weight and skip_weight transposed
+  real* sums; // of each run of tiles
 
+  static constexpr int64_t PACE = 4;
   int64_t run_length() const { return max(RUN, ceil(s.tiles(), PARTIALS)); }
   int64_t runs() const { return ceil(s.tiles(), run_length()); }
   int64_t flat() const { return padded(s.K * s.R); }
   int64_t wide() const { return padded(s.H); }
-  int64_t rows() const { return 2 * s.H + s.mixed(); }
-  int64_t partial() const { return 2 * s.H * flat() + s.mixed() * wide() + rows(); }
+  int64_t partial() const {
+    return 2 * s.H * flat() + s.mixed() * wide() + (2 * s.H + s.mixed()) * LANES<real>;
+  }
+  int64_t rows() const { return s.mixed() + (dweight ? s.K * s.R : 0); }
+  int64_t size() const { return (2 * s.H + wide() + flat()) * TILE; }
+
+  int64_t parts() const { return 2 + (dweight ? s.K : 0); }
+  Part<real> part(const Tile<real>& i, int64_t p) const {
+    if (p == 0) return {{dout + i.b * s.R * s.T + i.t, nullptr, i.n}, s.res ? s.R : 0, s.T};
+    if (p == 1) return {{dskip + i.b * s.S * s.T + i.t, nullptr, i.n}, s.S, s.T};
+    return {past(x + i.b * s.R * s.T, i.t - (s.K + 1 - p) * s.dilation, i.n), s.R, s.T};
+  }
 
   void transpose_weights() {
-    const int64_t Q = s.mixed();
-    for (int64_t h = 0; h < s.H; ++h)
-      for (int64_t q = 0; q < Q; ++q)
-        mix[h * Q + q] =
-            q < Q - s.S ? res_weight[q * s.H + h] : skip_weight[(q - (Q - s.S)) * s.H + h];
-    for (int64_t r = 0; r < s.R; ++r)
-      for (int64_t k = 0; k < s.K; ++k)
-        for (int64_t c = 0; c < 2 * s.H; ++c)
-          turned[(r * s.K + k) * 2 * s.H + c] = weight[(c * s.R + r) * s.K + k];
+    const int64_t Q = s.mixed(), R = Q - s.S;
+    for (int64_t h = 0; h < s.H; ++h) {
+      for (int64_t r = 0; r < R; ++r) mix[h * Q + r] = res_weight[r * s.H + h];
+      for (int64_t r = 0; r < s.S; ++r) mix[h * Q + R + r] = skip_weight[r * s.H + h];
+    }
   }
 
-  int64_t activation_size() const {
-    return (s.mixed() + 4 * s.H + s.K * s.R + wide() + flat()) * TILE;
-  }
-
-  void tile(int64_t index, real* memory, real* sum) const {
+  template <class F>
+  void operator()(int64_t run, int64_t index, real* dy, real* memory, F& feed) const {
     const Tile<real> i(s, index);
     const int64_t Q = s.mixed();
-    real *dy = memory, *a = dy + Q * TILE, *h = a + 2 * s.H * TILE, *dh = h + s.H * TILE;
-    real *columns = dh + s.H * TILE, *ht = columns + s.K * s.R * TILE, *xt = ht + wide() * TILE;
-    for (int64_t q = 0; q < Q; ++q)
-      take(dy + q * TILE,
-           q < Q - s.S ? dout + (i.b * s.R + q) * s.T : dskip + (i.b * s.S + q - (Q - s.S)) * s.T,
-           s.T, i.t, i.n, i.N);
-    for (int64_t g = 0; g < 2 * s.H; ++g)
-      take(a + g * TILE, gates + (i.b * 2 * s.H + g) * s.T, s.T, i.t, i.n, i.N);
+    real *columns = dy + Q * TILE, *a = dz + index * 2 * s.H * TILE;
+    const real* saved = gates + index * 2 * s.H * TILE;
+    real *dh = memory, *h = dh + s.H * TILE, *ht = h + s.H * TILE, *xt = ht + wide() * TILE;
     memset(dh, 0, s.H * TILE * sizeof(real));
-    gemm<Plain<real>>(s.H, i.N, Q, mix, Q, dy, TILE, dh, TILE);
+    gemm<Plain<real>>(s.H, i.N, Q, mix, Q, dy, TILE, dh, TILE, feed);
     for (int64_t g = 0; g < s.H; ++g) {
-      real *f = a + g * TILE, *o = a + (s.H + g) * TILE;
+      const int64_t f = g * TILE, o = (s.H + g) * TILE;
       for (int64_t j = 0; j < i.N; j += LANES<real>) {
-        const vec<real> left = load(f + j), right = load(o + j), d = load(dh + g * TILE + j);
-        store(h + g * TILE + j, left * right);
-        store(f + j, d * right * (1 - left * left));
-        store(o + j, d * left * right * (1 - right));
+        const vec<real> left = load(saved + f + j), right = load(saved + o + j);
+        const vec<real> d = load(dh + f + j);
+        store(h + f + j, left * right);
+        store(a + f + j, d * right * (1 - left * left));
+        store(a + o + j, d * left * right * (1 - right));
       }
     }
-    for (int64_t g = 0; g < 2 * s.H; ++g)
-      copy(dz + (i.b * 2 * s.H + g) * s.T + i.t, a + g * TILE, i.n);
+    for (int64_t g = 0; g < 2 * s.H; ++g) clear(a + g * TILE + i.N, TILE - i.N);
     if (!dweight) return;
-    taps(s, i, columns, x, s.R, -1);
-    transpose(ht, wide(), h, s.H, i.n);
-    transpose(xt, flat(), columns, s.K * s.R, i.n);
-    real *mixes = sum + 2 * s.H * flat(), *biases = mixes + Q * wide();
-    gemm<Plain<real>>(2 * s.H, flat(), i.n, a, TILE, xt, flat(), sum, flat());
-    gemm<Plain<real>>(Q, wide(), i.n, dy, TILE, ht, wide(), mixes, wide());
-    for (int64_t g = 0; g < 2 * s.H; ++g) biases[g] += total(a + g * TILE, i.n);
-    for (int64_t q = 0; q < Q; ++q) biases[2 * s.H + q] += total(dy + q * TILE, i.n);
+    transpose_tile(ht, wide(), h, s.H, i.n);
+    transpose_tile(xt, flat(), columns, s.K * s.R, i.n);
+    real *sum = sums + run * partial(), *mixes = sum + 2 * s.H * flat();
+    real* biases = mixes + Q * wide();
+    gemm<Plain<real>>(2 * s.H, flat(), i.n, a, TILE, xt, flat(), sum, flat(), feed);
+    gemm<Plain<real>>(Q, wide(), i.n, dy, TILE, ht, wide(), mixes, wide(), feed);
+    for (int64_t q = 0; q < 2 * s.H; ++q) add(biases + q * LANES<real>, a + q * TILE, i.N);
+    for (int64_t q = 0; q < Q; ++q) add(biases + (2 * s.H + q) * LANES<real>, dy + q * TILE, i.N);
+  }
+
+  static void add(real* sum, const real* row, int64_t N) {
+    vec<real> y = load(sum);
+    for (int64_t j = 0; j < N; j += LANES<real>) y += load(row + j);
+    store(sum, y);
   }
 };
 
-// dz and the partial sums, run of tiles by run.
-template <class real> struct Activations {
-  const Backward<real>& layer;
-  void operator()(int64_t run, real* memory) const {
-    const int64_t length = layer.run_length(), end = min(layer.s.tiles(), (run + 1) * length);
-    for (int64_t i = run * length; i < end && !stopped(); ++i)
-      layer.tile(i, memory, layer.sums + run * layer.partial());
-  }
-};
+// dx, from dz.
+template <class real> struct Input {
+  Sizes s;
+  const real *dout, *dz;
+  real* dx;
+  const real* weight; // (R, K 2H), transposed
 
-// What follows from dz and the partial sums: dx by tiles, dcond and the sums by rows.
-template <class real> struct Rest {
-  const Backward<real>& layer;
+  static constexpr int64_t PACE = 8;
+  int64_t rows() const { return (s.K - 1) * 2 * s.H; }
+  int64_t size() const { return ROWS * TILE; }
 
-  int64_t tiles() const { return layer.dx ? layer.s.tiles() : 0; }
-  int64_t conds() const { return layer.dcond ? layer.s.B * 2 * layer.s.H : 0; }
-  int64_t count() const { return tiles() + conds() + (layer.dweight ? layer.rows() : 0); }
-  int64_t size() const { return (layer.s.K * 2 * layer.s.H + ROWS) * TILE; }
-
-  void operator()(int64_t i, real* memory) const {
-    if (i < tiles()) return dx(i, memory);
-    if ((i -= tiles()) < conds()) return dcond(i);
-    row(i - conds());
+  int64_t parts() const { return s.K - 1; }
+  Part<real> part(const Tile<real>& i, int64_t k) const {
+    const int64_t each = ceil(s.T, TILE), t = i.t + (s.K - 1 - k) * s.dilation, G = 2 * s.H;
+    const int64_t j = t / TILE, offset = t % TILE;
+    const real* from = dz + (i.b * each + j) * G * TILE;
+    return {{j < each ? from + offset : nullptr, j + 1 < each ? from + G * TILE : nullptr,
+             TILE - offset},
+            G,
+            TILE};
   }
 
-  void dx(int64_t index, real* memory) const {
-    const Sizes& s = layer.s;
+  template <class F>
+  void operator()(int64_t, int64_t index, real* columns, real* memory, F& feed) const {
     const Tile<real> i(s, index);
     const int64_t xb = i.b * s.R * s.T;
-    real* c = memory + s.K * 2 * s.H * TILE;
-    taps(s, i, memory, layer.dz, 2 * s.H, +1);
-    product<real>(i, s.T, s.R, s.K * 2 * s.H, layer.dx + xb, s.res ? layer.dout + xb : nullptr,
-                  nullptr, layer.turned, memory, c);
+    const Operand<real> b{columns, rows()}, d{dz + index * 2 * s.H * TILE, 2 * s.H};
+    product<real>(i, s.T, s.R, dx + xb, s.res ? dout + xb : nullptr, nullptr, weight, b, d, memory,
+                  feed);
+  }
+};
+
+// Rows of what is left: sums of partial sums, and dcond.
+template <class real> struct Rest {
+  const Backward<real>& layer;
+  const Sizes& s = layer.s;
+
+  int64_t sums() const { return layer.dweight ? 2 * s.H + s.mixed() : 0; }
+  int64_t count() const { return sums() + (layer.dcond ? s.B * 2 * s.H : 0); }
+
+  static void work(void* context, int64_t i) {
+    auto& rest = *static_cast<Rest*>(context);
+    i < rest.sums() ? rest.sum(i) : rest.dcond(i - rest.sums());
   }
 
   void dcond(int64_t row) const {
-    const Sizes& s = layer.s;
-    const real* dz = layer.dz + row * s.T;
+    const int64_t each = ceil(s.T, TILE), G = 2 * s.H;
+    const real* dz = layer.dz + (row / G * each * G + row % G) * TILE;
     real* to = layer.dcond + row * s.F;
     for (int64_t f = 0; f < s.F; ++f) to[f] = 0;
-    for (int64_t f = 0; f < s.F && f * s.hop < s.T; ++f) {
+    for (int64_t t = 0; t < s.T;) {
+      const int64_t f = min(t / s.hop, s.F - 1), start = f * s.hop;
       const bool last = f == s.F - 1;
-      const int64_t n = last ? s.T - f * s.hop : min(s.hop, s.T - f * s.hop);
+      const int64_t tile_end = min((t / TILE + 1) * TILE, s.T);
+      const int64_t end = last ? tile_end : min(tile_end, start + s.hop);
       real sum = 0, right = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        const real d = dz[f * s.hop + j];
+      for (; t < end; ++t) {
+        const real d = dz[t / TILE * G * TILE + t % TILE];
         sum += d;
-        right += real(j) / real(s.hop) * d;
+        right += real(t - start) / real(s.hop) * d;
       }
       to[f] += last ? sum : sum - right;
       if (!last) to[f + 1] += right;
     }
   }
 
-  real sum(int64_t offset) const {
-    real y = 0;
-    for (int64_t run = 0; run < layer.runs(); ++run)
-      y += layer.sums[run * layer.partial() + offset];
-    return y;
+  // to[j] = the sum over runs of what stands at `offset` + j
+  void add(real* to, int64_t offset, int64_t n) const {
+    for (int64_t j = 0; j < n; ++j) to[j] = 0;
+    for (int64_t run = 0; run < layer.runs(); ++run) {
+      const real* from = layer.sums + run * layer.partial() + offset;
+      for (int64_t j = 0; j < n; ++j) to[j] += from[j];
+    }
   }
 
-  void row(int64_t row) const {
-    const Sizes& s = layer.s;
-    const int64_t Q = s.mixed(), mixes = 2 * s.H * layer.flat(), biases = mixes + Q * layer.wide();
+  void sum(int64_t row) const {
+    const int64_t Q = s.mixed(), R = Q - s.S, mixes = 2 * s.H * layer.flat();
+    const int64_t biases = mixes + Q * layer.wide();
+    real lanes[LANES<real>], bias = 0;
+    add(lanes, biases + row * LANES<real>, LANES<real>);
+    for (real y : lanes) bias += y;
     if (row < 2 * s.H) {
       for (int64_t k = 0; k < s.K; ++k)
         for (int64_t r = 0; r < s.R; ++r)
-          layer.dweight[(row * s.R + r) * s.K + k] = sum(row * layer.flat() + k * s.R + r);
-      layer.dbias[row] = sum(biases + row);
+          add(layer.dweight + (row * s.R + r) * s.K + k, row * layer.flat() + k * s.R + r, 1);
+      layer.dbias[row] = bias;
       return;
     }
-    const int64_t q = row - 2 * s.H, skip = q - (Q - s.S);
-    real* to = skip < 0 ? layer.dres_weight + q * s.H : layer.dskip_weight + skip * s.H;
-    for (int64_t h = 0; h < s.H; ++h) to[h] = sum(mixes + q * layer.wide() + h);
-    (skip < 0 ? layer.dres_bias[q] : layer.dskip_bias[skip]) = sum(biases + row);
+    const int64_t q = row - 2 * s.H;
+    add(q < R ? layer.dres_weight + q * s.H : layer.dskip_weight + (q - R) * s.H,
+        mixes + q * layer.wide(), s.H);
+    (q < R ? layer.dres_bias[q] : layer.dskip_bias[q - R]) = bias;
   }
 };
 
@@ -335,16 +454,23 @@ template <class real> void backward(Backward<real> layer, int64_t threads) {
   const int64_t mix = s.H * s.mixed(), turned = s.R * s.K * 2 * s.H;
   Scratch memory((mix + turned + layer.runs() * layer.partial()) * sizeof(real));
   layer.mix = reinterpret_cast<real*>(memory.data);
-  layer.turned = layer.mix + mix;
-  layer.sums = layer.turned + turned;
+  real* weight = layer.mix + mix;
+  layer.sums = weight + turned;
   layer.transpose_weights();
-  run<real>(layer.runs(), threads, layer.activation_size(), Activations<real>{layer});
-  const Rest<real> rest{layer};
-  run<real>(rest.count(), threads, rest.size(), rest);
+  run<real>(s.tiles(), layer.run_length(), threads, layer);
+  if (layer.dx) {
+    for (int64_t r = 0; r < s.R; ++r)
+      for (int64_t k = 0; k < s.K; ++k)
+        for (int64_t c = 0; c < 2 * s.H; ++c)
+          weight[(r * s.K + k) * 2 * s.H + c] = layer.weight[(c * s.R + r) * s.K + k];
+    run<real>(s.tiles(), short_run(s.tiles(), threads), threads,
+              Input<real>{s, layer.dout, layer.dz, layer.dx, weight});
+  }
+  Rest<real> rest{layer};
+  parallel(rest.count(), threads, Rest<real>::work, &rest);
 }
 
 } // namespace
-
 void wavenet_layer(int64_t dtype, const void* x, const void* skip, const void* weight,
                    const void* bias, const void* res_weight, const void* res_bias,
                    const void* skip_weight, const void* skip_bias, const void* cond, void* out,
@@ -374,26 +500,10 @@ void wavenet_layer_backward(int64_t dtype, const void* dout, const void* dskip, 
   const auto call = [&](auto zero) {
     using real = decltype(zero);
     using in = const real*;
-    backward<real>({s,
-                    (in)dout,
-                    (in)dskip,
-                    (in)gates,
-                    (in)x,
-                    (in)weight,
-                    (in)res_weight,
-                    (in)skip_weight,
-                    (real*)dz,
-                    (real*)dx,
-                    (real*)dweight,
-                    (real*)dbias,
-                    (real*)dres_weight,
-                    (real*)dres_bias,
-                    (real*)dskip_weight,
-                    (real*)dskip_bias,
-                    (real*)dcond,
-                    nullptr,
-                    nullptr,
-                    nullptr},
+    backward<real>({s, (in)dout, (in)dskip, (in)gates, (in)x, (in)weight, (in)res_weight,
+                    (in)skip_weight, (real*)dz, (real*)dx, (real*)dweight, (real*)dbias,
+                    (real*)dres_weight, (real*)dres_bias, (real*)dskip_weight, (real*)dskip_bias,
+                    (real*)dcond, nullptr, nullptr},
                    threads);
   };
   dtype ? call(double()) : call(float());

@@ -159,8 +159,12 @@ def sample(
     print(wrote(names, codes, form, options))
     naive = naive_speed(net, codes, NAIVE_SECONDS)
     rows = [
-        ("fastgen", *speed(rate, form.rate), f"{sampling.dtype}, all of it"),
-        ("naive", *speed(naive, form.rate), f"a forward pass a sample, for {NAIVE_SECONDS} s"),
+        ("fastgen", *speed(rate, form.rate), f"{sampling.dtype}, cached activations"),
+        (
+            "naive",
+            *speed(naive, form.rate),
+            f"a forward pass for each, timed for {NAIVE_SECONDS} s",
+        ),
         ("ratio", f"{number(rate / naive)}x"),
     ]
     print(table(rows))

@@ -14,8 +14,8 @@ CHUNK = tl.constexpr(1024)  # samples that one program sums into a gradient
 WARPS = 8
 CONSTANTS = {  # rows and columns of a program, terms of a product at once, loads on their way
     torch.float32: {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3},
-    torch.bfloat16: {"ROWS": 64, "COLUMNS": 128, "DEPTH": 32, "STAGES": 3},
-    torch.float16: {"ROWS": 64, "COLUMNS": 128, "DEPTH": 32, "STAGES": 3},
+    torch.bfloat16: {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3},
+    torch.float16: {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3},
 }
 
 
@@ -96,29 +96,28 @@ def gate_kernel(
     """gates = tanh and sigmoid of the convolution, h their product."""
     T, R, H = multiple(T, UNIT), multiple(R, UNIT), multiple(H, UNIT)
     dilation = multiple(dilation, STEP)
-    b, i, t = share(H, T, ROWS, COLUMNS)
-    i, t = down(i, ROWS), along(t, COLUMNS)
-    f = tl.zeros((ROWS, COLUMNS), tl.float32)
-    g = tl.zeros((ROWS, COLUMNS), tl.float32)
+    b, i, t = share(H, T, ROWS // 2, COLUMNS)
+    # the tanh of ROWS / 2 channels, then their sigmoid
+    j, t = down(0, ROWS), along(t, COLUMNS)
+    channel = i + j % (ROWS // 2)
+    row = tl.where(channel < H, j // (ROWS // 2) * H + channel, 2 * H)
+    a = tl.zeros((ROWS, COLUMNS), tl.float32)
     blocks = tl.cdiv(R, DEPTH)
     for n in tl.range(0, K * blocks, num_stages=STAGES):
         k, r = n // blocks, n % blocks * DEPTH
-        w = weight + at(2 * k, H, 0) * R
+        w = read(weight + at(k, 2 * H, 0) * R, row, 2 * H, along(r, DEPTH), R)
         y = read(x + at(b, R, 0) * T, down(r, DEPTH), R, t - (K - 1 - k) * dilation, T)
-        f = dot(read(w, i, H, along(r, DEPTH), R), y, f)
-        g = dot(read(w + at(H, R, 0), i, H, along(r, DEPTH), R), y, g)
-    f += read(bias, i, H, 0, 1).to(tl.float32)
-    g += read(bias + H, i, H, 0, 1).to(tl.float32)
+        a = dot(w, y, a)
+    a += read(bias, row, 2 * H, 0, 1).to(tl.float32)
     if F > 0:
-        cond += at(2 * b, H, 0) * F
-        f += upsample(cond, i, H, t, F, hop)
-        g += upsample(cond + at(H, F, 0), i, H, t, F, hop)
-    f, g = 2 * tl.sigmoid(2 * f) - 1, tl.sigmoid(g)
-    write(h + at(b, H, 0) * T, f * g, i, H, t, T)
+        a += upsample(cond + at(b, 2 * H, 0) * F, row, 2 * H, t, F, hop)
+    sigmoid = j >= ROWS // 2
+    a = tl.sigmoid(tl.where(sigmoid, a, 2 * a))
+    a = tl.where(sigmoid, a, 2 * a - 1)
     if save > 0:
-        gates += at(2 * b, H, 0) * T
-        write(gates, f, i, H, t, T)
-        write(gates + at(H, T, 0), g, i, H, t, T)
+        write(gates + at(b, 2 * H, 0) * T, a, row, 2 * H, t, T)
+    f, g = tl.split(tl.permute(tl.reshape(a, (2, ROWS // 2, COLUMNS)), (1, 2, 0)))
+    write(h + at(b, H, 0) * T, f * g, down(i, ROWS // 2), H, t, T)
 
 
 @triton.jit(do_not_specialize=["T", "R", "H", "S"])
@@ -327,7 +326,7 @@ def forward(
     rows, columns = constants["ROWS"], constants["COLUMNS"]
     launch(
         gate_kernel,
-        B * blocks(H, rows) * blocks(T, columns),
+        B * blocks(H, rows // 2) * blocks(T, columns),
         *(x, weight.permute(2, 0, 1), bias, cond if F else bias, gates if save else h, h),
         *(T, R, H, K, F, hop, dilation, int(save)),
         **constants,

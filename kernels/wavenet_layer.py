@@ -84,11 +84,15 @@ def _wavenet_layer(
     dilation: int,
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns out, skip_out and, with `save`, tanh and sigmoid (B, 2H, T) for the gradient."""
+    """Returns out, skip_out and, with `save`, what the gradient needs: tanh, and sigmoid.
+
+    They are in tiles, (B, tiles, 2H, samples of a tile).
+    """
     (B, R, T), (G, _, K), S = x.shape, weight.shape, skip.shape[1]
     out = x.new_empty(0 if res_weight is None else x.shape)
     skip_out = x.new_empty(skip.shape)
-    gates = x.new_empty((B, G, T) if save else 0)
+    tiles = -(-T // native.WAVENET_LAYER_TILE)
+    gates = x.new_empty((B, tiles, G, native.WAVENET_LAYER_TILE) if save else 0)
     launch(
         native.wavenet_layer,
         *(int(x.dtype == torch.float64), x, skip, weight, bias, res_weight, res_bias),

@@ -13,6 +13,7 @@ import torch
 from fastgen import WaveNet, checkpoint
 from fastgen.data import LogMel, load_audio, mulaw_decode, mulaw_encode, read_wav, write_wav
 from fastgen.data.features import Conditioning
+from fastgen.text import number, table
 from fastgen.tractable.wavenet_stream import Stream
 from fastgen.verify import Check, wavenet
 
@@ -356,6 +357,18 @@ def test_what_cannot_be_trained_or_evaluated(clips, model, tmp_path, fails):
     for path in (tmp_path / "clips").iterdir():
         write_wav(path, tone(), 16000)
     assert "expected 8000 Hz, got 16000 Hz" in fails("eval", model, "--data", clips)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [(31234.5, "31,200"), (1e7, "10,000,000"), (3.9, "3.9"), (0.013849, "0.0138"), (100, "100")],
+)
+def test_numbers(x, said):
+    assert number(x) == said
+
+
+def test_tables_align():
+    assert table([("a", "bcd", "e"), ("fg", "h"), ("i",)]) == "  a   bcd  e\n  fg  h\n  i"
 
 
 def test_verify(capsys, monkeypatch):

@@ -108,6 +108,7 @@ def test_format_of_a_mixture_is_linear():
         ({}, {"features": 3}, "features"),
         ({}, {"features": {"rate": 8000}}, "features"),
         ({}, {"features": {**MEL.config, "n_fft": 127}}, "n_fft"),
+        ({}, {"mean": None}, "features"),
         ({}, {"mean": [0.0]}, "mean: expected 6 numbers"),
         ({}, {"mean": ["a"] * 6}, "features"),
         ({}, {"std": [0.0] * 6}, "std: expected above 0"),

@@ -77,17 +77,16 @@ def format_of(model, audio):
 
     Raises ValueError for `audio` that is not what `Format` needs or that does not fit the model.
     """
-    keys = {"rate", "features", "mean", "std"}
-    if not isinstance(audio, dict) or not audio.keys() >= keys:
-        raise ValueError(f"audio: expected {sorted(keys)}, got {audio!r:.80}")
-    rate, features = audio["rate"], audio["features"]
+    if not isinstance(audio, dict):
+        raise ValueError(f"audio: expected rate, features, mean and std, got {audio!r:.80}")
+    rate, features = audio.get("rate"), audio.get("features")
     if not isinstance(rate, int) or rate < 1:
         raise ValueError(f"audio: rate: expected Hz, got {rate!r}")
     conditioning = None
     if features is not None:
         try:
-            conditioning = Conditioning(LogMel(**features), audio["mean"], audio["std"])
-        except (TypeError, ValueError) as error:
+            conditioning = Conditioning(LogMel(**features), audio.get("mean"), audio.get("std"))
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"audio: features: {error}") from error
         for name, got, expected in (
             ("rate", conditioning.mel.rate, rate),

@@ -21,7 +21,8 @@ def log_prob(params, codes, classes):
     """
     logits, mean, log_scale = params.chunk(3, dim=1)  # (B, M, T)
     x = value(codes, classes, params.dtype)[:, None]
-    half, rate = 1 / (classes - 1), torch.exp(-log_scale)
+    # beyond, a rate overflows or vanishes in float32
+    half, rate = 1 / (classes - 1), torch.exp(-log_scale.clamp(-60, 60))
     above, below = rate * (x - mean + half), rate * (x - mean - half)
     # log(sigmoid(above) - sigmoid(below)) in factors that neither overflow nor cancel
     inner = F.logsigmoid(above) + F.logsigmoid(-below) + log1m_exp(2 * half * rate)
