@@ -12,11 +12,12 @@ import tempfile
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
 from fastgen import kernels
 from fastgen.kernels import _wavenet_layer_triton as layer
 from fastgen.kernels import _wavenet_sample_triton as sampler
-from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes that a program may have, by compute capability
 
@@ -64,9 +65,10 @@ def sample(dtype, layers=20, R=64, G=128, S=256, A=256, K=2):
     w = kernels.Weights(*(torch.zeros(shape) for shape in shapes))
     dilations = [1] * L
     state = kernels.initial_state(w, dilations, 1)
-    inputs = (torch.zeros(1, 1), *state, state.history[:, :0], w.conv_bias[None], w.embed[:1, :0, None])
+    none = (torch.zeros(1, 0, dtype=torch.int64), w.conv_bias[None], torch.zeros(1, 0, 0))
     options = (dilations, 1, A, 0, 1.0, False)
-    sampler.wavenet_sample_triton(sampler.pack(w, dtype), *inputs, *options)
+    packed = sampler.pack(w, dtype)
+    sampler.wavenet_sample_triton(packed, torch.zeros(1, 1), *state, *none, *options)
 
 
 def train(dtype, T, dilation, R=64, H=64, S=256, K=2):
@@ -97,11 +99,9 @@ def launches(dtypes=("float32", "bfloat16", "float16")):
     for dtype in dtypes:
         if dtype in sampler.DTYPES:
             yield f"wavenet_sample {dtype}", lambda d=dtype: sample(d)
-        for T, dilation in ((1024, 512), (1024, 1), (1001, 1)):
-            yield (
-                f"wavenet_layer {dtype}, T = {T}, dilation = {dilation}",
-                lambda d=getattr(torch, dtype), T=T, n=dilation: train(d, T, n),
-            )
+        for sizes in ((1024, 512), (1024, 1), (1001, 1)):
+            name = f"wavenet_layer {dtype}, T = {sizes[0]}, dilation = {sizes[1]}"
+            yield name, lambda d=dtype, s=sizes: train(getattr(torch, d), *s)
 
 
 def table(capability, **options):

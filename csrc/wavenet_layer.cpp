@@ -43,10 +43,13 @@ template <class real> void clear(real* to, int64_t n) {
   for (int64_t j = 0; j < n; ++j) to[j] = 0;
 }
 
-// What becomes a row of a block: `head` samples from one place, the rest from another. Null: zeros.
+// What becomes a row of a block: `head` samples from one place, then `tail` from another, then
+// zeros. Null: zeros.
 template <class real> struct Row {
-  const real *first, *second;
-  int64_t head;
+  const real* first = nullptr;
+  int64_t head = 0;
+  const real* second = nullptr;
+  int64_t tail = 0;
 };
 
 template <class real> void copy(real* to, const real* from, int64_t n) {
@@ -67,14 +70,15 @@ template <class real> void copy_out(real* to, const real* from, int64_t n) {
 }
 
 template <class real> void take(real* to, const Row<real>& row, int64_t N) {
-  if (row.head == TILE) {
+  if (row.first && row.head == TILE) {
 #pragma GCC unroll 8
     for (int64_t j = 0; j < TILE; j += LANES<real>) store(to + j, load(row.first + j));
     return;
   }
   row.first ? copy(to, row.first, row.head) : clear(to, row.head);
-  to += row.head, N -= row.head;
-  row.second ? copy(to, row.second, N) : clear(to, N);
+  to += row.head;
+  row.second ? copy(to, row.second, row.tail) : clear(to, row.tail);
+  clear(to + row.tail, N - row.head - row.tail);
 }
 
 template <class real> void prefetch(const real* from, int64_t n) {
@@ -84,7 +88,7 @@ template <class real> void prefetch(const real* from, int64_t n) {
 // n samples of a sequence from t on, zeros left of it.
 template <class real> Row<real> past(const real* x, int64_t t, int64_t n) {
   const int64_t zeros = min(max(-t, 0), n);
-  return zeros ? Row<real>{nullptr, x + t + zeros, zeros} : Row<real>{x + t, nullptr, n};
+  return zeros ? Row<real>{nullptr, zeros, x + t + zeros, n - zeros} : Row<real>{x + t, n};
 }
 
 // Rows of a block that lie `stride` apart at their source.
@@ -117,7 +121,7 @@ template <class real, class Job> struct Feed {
       Row<real>& row = part.row;
       asked[count] = row;
       if (row.first) prefetch(row.first, row.head), row.first += part.stride;
-      if (row.second) prefetch(row.second, tile.N - row.head), row.second += part.stride;
+      if (row.second) prefetch(row.second, row.tail), row.second += part.stride;
       --part.rows;
     }
   }
@@ -156,7 +160,7 @@ void product(const Tile<real>& i, int64_t T, int64_t rows, real* to, const real*
     for (int64_t q = r; q < r + m; ++q) {
       real* row = c + (q - r) * TILE;
       if (from)
-        take(row, Row<real>{from + q * T + i.t, nullptr, i.n}, i.N);
+        take(row, Row<real>{from + q * T + i.t, i.n}, i.N);
       else
         clear(row, i.N);
       if (bias)
@@ -264,6 +268,9 @@ template <class real> struct Forward {
         }
       }
     }
+    if (gates)
+      for (int64_t g = 0; g < 2 * s.H; ++g)
+        clear(gates + (index * 2 * s.H + g) * TILE + i.N, TILE - i.N);
     const int64_t xb = i.b * s.R * s.T, sb = i.b * s.S * s.T;
     const Operand<real> b{h, s.H};
     if (s.res) product(i, s.T, s.R, out + xb, x + xb, res_bias, res_weight, b, {}, c, feed);
@@ -303,8 +310,8 @@ template <class real> struct Backward {
 
   int64_t parts() const { return 2 + (dweight ? s.K : 0); }
   Part<real> part(const Tile<real>& i, int64_t p) const {
-    if (p == 0) return {{dout + i.b * s.R * s.T + i.t, nullptr, i.n}, s.res ? s.R : 0, s.T};
-    if (p == 1) return {{dskip + i.b * s.S * s.T + i.t, nullptr, i.n}, s.S, s.T};
+    if (p == 0) return {{dout + i.b * s.R * s.T + i.t, i.n}, s.res ? s.R : 0, s.T};
+    if (p == 1) return {{dskip + i.b * s.S * s.T + i.t, i.n}, s.S, s.T};
     return {past(x + i.b * s.R * s.T, i.t - (s.K + 1 - p) * s.dilation, i.n), s.R, s.T};
   }
 
@@ -368,10 +375,10 @@ template <class real> struct Input {
   int64_t parts() const { return s.K - 1; }
   Part<real> part(const Tile<real>& i, int64_t k) const {
     const int64_t each = ceil(s.T, TILE), t = i.t + (s.K - 1 - k) * s.dilation, G = 2 * s.H;
-    const int64_t j = t / TILE, offset = t % TILE;
+    const int64_t j = t / TILE, offset = t % TILE, head = min(TILE - offset, i.n);
     const real* from = dz + (i.b * each + j) * G * TILE;
-    return {{j < each ? from + offset : nullptr, j + 1 < each ? from + G * TILE : nullptr,
-             TILE - offset},
+    return {{j < each ? from + offset : nullptr, head, j + 1 < each ? from + G * TILE : nullptr,
+             i.n - head},
             G,
             TILE};
   }

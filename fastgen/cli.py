@@ -71,6 +71,7 @@ class Descent:
     steps: int = 100_000
     batch_size: int = 8
     lr: float = 1e-3
+    clip: float = 1.0  # bound of the gradient's norm
     warmup: int = 0  # steps
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 for autocast
@@ -134,7 +135,12 @@ def sample(
     model: Model,
     *,
     out: Path,
-    seconds: float = 4.0,
+    seconds: Annotated[
+        float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the phrase's, or 4)")
+    ] = None,
+    phrase: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: the seed chooses)")
+    ] = None,
     n: int = 1,
     sampling: Annotated[Sampling, NAMELESS] = Sampling(),
 ):
@@ -143,6 +149,7 @@ def sample(
     Args:
         out: WAV file to write; NAME-0.wav, NAME-1.wav ... for n above 1
         seconds: length
+        phrase: what to speak, of the phrases that come with the model; "none" to babble
         n: how many
     """
     if n < 1:
@@ -150,13 +157,23 @@ def sample(
     paths = [out.with_stem(f"{out.stem}-{i}") for i in range(n)] if n > 1 else [out]
     for path in paths:
         check_output(path)
-    net, _, form = load(model, sampling.device)
+    net, meta, form = load(model, sampling.device)
     options = prepared(sampling)
-    codes, rate = draw(net, n, samples(seconds, form.rate), form.rate, **options)
+    name = choose(meta["phrases"], phrase, options["seed"])
+    if name is None:
+        T, cond = samples(4 if seconds is None else seconds, form.rate), None
+    else:
+        features = form.conditioning.normalize(meta["phrases"][name])
+        longest = features.shape[1] * net.hop_length
+        T = longest if seconds is None else min(longest, samples(seconds, form.rate))
+        cond = features.expand(n, -1, -1).split(FRAMES, dim=-1)
+    codes, rate = draw(net, n, T, form.rate, cond=cond, **options)
     for path, wave in zip(paths, form.decode(codes), strict=True):
         write_wav(path, wave, form.rate)
     names = str(out) if n == 1 else f"{paths[0]} to {paths[-1].name}"
     print(wrote(names, codes, form, options))
+    if name is not None:
+        print(f"speaks {name!r}, from the log-mel features that come with the model")
     naive = naive_speed(net, codes, NAIVE_SECONDS)
     rows = [
         ("fastgen", *speed(rate, form.rate), f"{sampling.dtype}, cached activations"),
@@ -318,6 +335,18 @@ def load(name, device):
         return net, meta, format_of(net, meta.get("audio"))
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from error
+
+
+def choose(phrases, name, seed):
+    """The name of the phrase to speak, by default one that the seed chooses; or None to babble."""
+    if name == "none" or (name is None and not phrases):
+        return None
+    if name is None:
+        return sorted(phrases)[seed % len(phrases)]
+    if name not in phrases:
+        known = ", ".join(map(repr, ["none", *sorted(phrases)]))
+        raise ValueError(f"phrase: expected one of {known}, got {name!r}")
+    return name
 
 
 def samples(seconds, rate):

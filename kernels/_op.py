@@ -1,6 +1,7 @@
 """Registration and memory safety of every kernel: `op` and `launch`."""
 
 import functools
+import importlib.util
 import os
 import warnings
 
@@ -50,13 +51,37 @@ def launch(kernel, *args):
     Returns at once on fake and meta tensors, which have no memory to point to.
     Raises ValueError for a tensor that is not contiguous.
     """
+    if ready(args):
+        args = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args)
+        kernel(*(0 if a is None else a for a in args))
+
+
+def ready(args):
+    """Whether a kernel can run: False of fake and meta tensors, which have no memory.
+
+    Raises ValueError for a tensor that is not contiguous.
+    """
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
     if any(isinstance(t, FakeTensor) or t.is_meta for t in tensors):
-        return
+        return False
     for t in tensors:
         if not t.is_contiguous():
             raise ValueError(f"launch: expected contiguous tensors, got strides {t.stride()}")
-    kernel(*(a.data_ptr() if isinstance(a, torch.Tensor) else 0 if a is None else a for a in args))
+    return True
+
+
+def on_triton(x, name):
+    """Whether `name` runs on Triton: tensors of a GPU, or of the CPU under TRITON_INTERPRET=1.
+
+    Says once where Triton is not installed.
+    """
+    interpret = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not interpret:
+        return False
+    if importlib.util.find_spec("triton") is None:
+        warn_reference(name, "Triton is not installed")
+        return False
+    return True
 
 
 def thread_count(requested=None):
@@ -70,10 +95,9 @@ def thread_count(requested=None):
 
 
 @functools.cache
-def warn_reference(name):
+def warn_reference(name, why="fastgen was built without a C++ compiler"):
     """Say once that `name` runs on its reference; an error under FASTGEN_REQUIRE_NATIVE=1."""
-    message = f"{name} runs on its slow reference: fastgen was built without a C++ compiler "
-    message += "(`fastgen doctor` says more)"
+    message = f"{name} runs on its slow reference: {why} (`fastgen doctor` says more)"
     if os.environ.get("FASTGEN_REQUIRE_NATIVE") == "1":
         raise RuntimeError(message)
     warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -1,11 +1,9 @@
 """What Triton kernels share. Imported only by them: Triton is not required."""
 
-import os
-
 import triton
 import triton.language as tl
 
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit

@@ -253,7 +253,7 @@ def dweight_kernel(
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dweight[k] = sum_t dy[t] x[t - (K - 1 - k) dilation]^T and dbias = sum_t dy[t], in a chunk."""
+    """dweight[k] = sum_t dy[t] x[t - (K - 1 - k) dilation]^T, dbias = sum_t dy[t], in a chunk."""
     T, dilation = multiple(T, UNIT), multiple(dilation, STEP)
     chunk, i, j = share(rows, K * tl.cdiv(columns, ROWS), ROWS, 1)
     k, j = j % K, j // K * ROWS
@@ -374,10 +374,10 @@ def backward(
             **constants,
         )
     if dweights is not None:
-        products = [(da, x, K), (dout, h, 1), (dskip, h, 1)]
-        for (dy, y, taps), pair in zip(products, zip(dweights[::2], dweights[1::2], strict=True), strict=True):
+        products = ((da, x, K), (dout, h, 1), (dskip, h, 1))
+        for i, (dy, y, taps) in enumerate(products):
             if dy is not None:
-                dweight(dy, y, taps, dilation, constants, *pair)
+                dweight(dy, y, taps, dilation, constants, *dweights[2 * i : 2 * i + 2])
     if dcond is not None:
         F = dcond.shape[2]
         launch(dcond_kernel, B * blocks(G, rows) * F, da, dcond, T, G, F, hop, **constants)

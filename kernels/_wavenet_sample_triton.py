@@ -146,10 +146,11 @@ def place(z, i, mixtures, quantile, temperature, classes, DEPTH: tl.constexpr):
     return code + ((beyond > 0.5) | ((beyond == 0.5) & (code % 2 == 1))).to(tl.int32)
 
 
-SIZES = "T P start phase stride C frames hop L K R RB HB SB OB CB O classes mixtures wanted".split()
+NUMBERS = ["T", "P", "start", "phase", "stride", "C", "frames", "hop", "L", "K", "R", "RB", "HB"]
+NUMBERS += ["SB", "OB", "CB", "O", "classes", "mixtures", "wanted", "slope", "temperature", "rate"]
 
 
-@triton.jit(do_not_specialize=[*SIZES, "slope", "temperature", "rate"])
+@triton.jit(do_not_specialize=NUMBERS)
 def sample_kernel(
     words,  # conv of layers 1 ... L - 1, res, skip, hidden, out, in tiles
     cond,  # float32, in tiles

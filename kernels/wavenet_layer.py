@@ -12,7 +12,7 @@ frame f at t = f hop, the last one held. (van den Oord et al. 2016, equations 2 
 import torch
 import torch.nn.functional as F
 
-from ._op import LIB, launch, native, op, thread_count, warn_reference
+from ._op import LIB, launch, native, on_triton, op, ready, thread_count, warn_reference
 
 NAMES = (
     "x",
@@ -52,6 +52,8 @@ def wavenet_layer(
     inputs = (x, skip, weight, bias, res_weight, res_bias, skip_weight, skip_bias, cond)
     inputs = cast(inputs)
     check(inputs, hop, dilation)
+    if inputs[0].dtype != torch.float64 and on_triton(inputs[0], "wavenet_layer"):
+        return run(inputs, hop, dilation)
     if x.device.type in ("cpu", "meta") and native is not None:
         return wavenet_layer_cpu(inputs, hop, dilation)
     if x.device.type == "cpu":
@@ -64,9 +66,14 @@ def wavenet_layer_cpu(inputs, hop, dilation):
     dtype = inputs[0].dtype
     if dtype in HALF:
         inputs = [None if v is None else v.float() for v in inputs]
+    out, skip_out = run(inputs, hop, dilation)
+    return None if out is None else out.to(dtype), skip_out.to(dtype)
+
+
+def run(inputs, hop, dilation):
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
     out, skip_out, _ = _wavenet_layer(*inputs, hop, dilation, save)
-    return None if inputs[4] is None else out.to(dtype), skip_out.to(dtype)
+    return None if inputs[4] is None else out, skip_out
 
 
 @op
@@ -86,11 +93,19 @@ def _wavenet_layer(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns out, skip_out and, with `save`, what the gradient needs: tanh, and sigmoid.
 
-    They are in tiles, (B, tiles, 2H, samples of a tile).
+    They are (B, 2H, T) on a GPU, else in tiles, (B, tiles, 2H, samples of a tile).
     """
     (B, R, T), (G, _, K), S = x.shape, weight.shape, skip.shape[1]
     out = x.new_empty(0 if res_weight is None else x.shape)
     skip_out = x.new_empty(skip.shape)
+    if on_triton(x, "wavenet_layer"):
+        gates = x.new_empty((B, G, T) if save else 0)
+        inputs = (x, skip, weight, bias, res_weight, res_bias, skip_weight, skip_bias, cond)
+        if ready(inputs):
+            from ._wavenet_layer_triton import forward as forward_triton
+
+            forward_triton(*inputs, out, skip_out, gates if save else None, hop, dilation)
+        return out, skip_out, gates
     tiles = -(-T // native.WAVENET_LAYER_TILE)
     gates = x.new_empty((B, tiles, G, native.WAVENET_LAYER_TILE) if save else 0)
     launch(
@@ -126,6 +141,14 @@ def _wavenet_layer_backward(
     dx = x.new_empty(x.shape if needs_x else 0)
     dweights = [x.new_empty(shape if needs_weights else 0) for shape in shapes]
     dcond = x.new_empty((B, G, frames) if needs_cond else 0)
+    if on_triton(x, "wavenet_layer"):
+        inputs = (dout, dskip, gates, x, weight, res_weight, skip_weight)
+        if ready(inputs):
+            from ._wavenet_layer_triton import backward as backward_triton
+
+            grads = zip((dx, dweights, dcond), (needs_x, needs_weights, needs_cond), strict=True)
+            backward_triton(*inputs, *(g if needed else None for g, needed in grads), hop, dilation)
+        return [dx, *dweights, dcond]
     launch(
         native.wavenet_layer_backward,
         *(int(x.dtype == torch.float64), dout, dskip, gates, x, weight, res_weight, skip_weight),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ._draw import draw
-from ._op import launch, native, op, thread_count, warn_reference
+from ._op import launch, native, on_triton, op, thread_count, warn_reference
 from .wavenet_layer import upsample_ref
 
 PANEL = 64  # rows of a matrix that lie together, column after column
@@ -60,7 +60,7 @@ class Packed(NamedTuple):
     """Weights in the order and the layout that the kernel reads; see `pack`."""
 
     weights: Weights  # as given, in float32 or float64
-    words: torch.Tensor  # float32, float64 or int32: every matrix, panel by panel
+    words: torch.Tensor  # every matrix, panel by panel: float32, float64 or int32
     scales: torch.Tensor  # (rows,) what one int8 step of a row is worth; else empty
     offsets: torch.Tensor  # (rows,) int32, 128 times the sum of a row's int8; else empty
     table: torch.Tensor  # (K, A, 2H), or (K, 2, 2H): layer 0's taps of the embedding
@@ -77,6 +77,10 @@ def pack(weights, dtype="float32"):
     if dtype not in GROUPS:
         raise ValueError(f"wavenet_sample: dtype expected one of {list(GROUPS)}, got {dtype!r}")
     check_weights(weights)
+    if on_triton(weights.conv, "wavenet_sample"):
+        from ._wavenet_sample_triton import pack as pack_tiles
+
+        return pack_tiles(weights, dtype)
     real = torch.float64 if dtype == "float64" else torch.float32
     w = Weights(*(v if v is None else v.detach().to("cpu", real).contiguous() for v in weights))
     L, G, R, K = w.conv.shape
@@ -135,7 +139,7 @@ def initial_state(weights, dilations, n):
     check_dilations(w, dilations)
     _, _, R, K = w.conv.shape
     rings = w.embed.new_zeros(n, sum((K - 1) * d * R for d in dilations[1:]))
-    return State(rings, torch.full((n, K), -1, dtype=torch.int64), 0)
+    return State(rings, torch.full((n, K), -1, dtype=torch.int64, device=rings.device), 0)
 
 
 def wavenet_sample(
@@ -174,10 +178,19 @@ def wavenet_sample(
     prefix = torch.empty(n, 0, dtype=torch.int64) if prefix is None else prefix
     base = w.conv_bias[None] if base is None else base.to(w.embed.dtype)
     cond = w.embed.new_empty(n, 0, 0) if cond is None else cond.to(w.embed.dtype)
+    uniforms, prefix, base, cond, rings, history = (
+        v if v.is_meta else v.to(w.embed.device)
+        for v in (uniforms, prefix, base, cond, state.rings, state.history)
+    )
+    state = State(rings, history, state.step)
     check(w, uniforms, dilations, state, prefix, base, cond, hop, classes, mixtures, temperature)
     inputs = (uniforms.double(), *state, prefix, base, cond)
     options = (list(dilations), hop, classes, mixtures, float(temperature), logits)
-    if native is None:
+    if on_triton(w.embed, "wavenet_sample"):
+        from ._wavenet_sample_triton import wavenet_sample_triton
+
+        *run, failed = wavenet_sample_triton(packed, *inputs, *options)
+    elif native is None:
         warn_reference("wavenet_sample")
         *run, failed = wavenet_sample_ref(w, *inputs, *options)
     else:

@@ -39,7 +39,11 @@ class Conditioning:
         }
 
     def __call__(self, wave):
-        return with_presence(normalize(self.mel(wave), self.mean, self.std))
+        return self.normalize(self.mel(wave))
+
+    def normalize(self, log_mels):
+        """The features of log-mels (..., mels, F): (..., mels + 1, F)."""
+        return with_presence(normalize(log_mels, self.mean, self.std))
 
 
 class ConditioningDropout:

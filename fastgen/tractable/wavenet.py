@@ -104,6 +104,8 @@ class WaveNet(nn.Module):
         Raises ValueError for shapes that do not fit and codes out of range, TypeError for dtypes.
         """
         check_input(self, x, cond, speaker)
+        if x.shape[1] == 0:  # conv1d takes no empty sequence
+            return self.out.weight.new_zeros(len(x), self.out.out_channels, 0)
         previous = x[:, :-1]
         if self.mixtures:
             dtype = self.embed.weight.dtype

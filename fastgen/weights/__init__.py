@@ -11,6 +11,7 @@ from ..tractable.wavenet import WaveNet
 
 MODELS = {"WaveNet": WaveNet}
 SUFFIX = ".safetensors"
+PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
 
 
 def shipped():
@@ -21,6 +22,9 @@ def shipped():
 
 def load(name_or_path, device="cpu"):
     """A model in its evaluation mode, and the meta of its file.
+
+    meta["phrases"] holds the phrases that the file brings for the model to speak, by name: their
+    log-mels (mels, F), float32.
 
     name_or_path: a name from `shipped`, a model's file, or a run's folder or checkpoint, whose
     averaged weights are taken. Of a name and a path that are alike the name wins.
@@ -54,6 +58,8 @@ def run_file(run):
 def build(path, device):
     """`load` from a file that exists."""
     tensors, meta = load_file(path)
+    named = [name for name in tensors if name.startswith(PHRASE)]
+    phrases = {name.removeprefix(PHRASE): tensors.pop(name).float() for name in named}
     averaged = [name for name in tensors if name.startswith("averaged.")]
     if averaged:  # a run's whole state
         tensors = {name.removeprefix("averaged."): tensors[name] for name in averaged}
@@ -76,4 +82,4 @@ def build(path, device):
     restore(model, tensors, path)
     model.to_empty(device=device)
     restore(model, tensors, path)
-    return model.eval(), meta
+    return model.eval(), {**meta, "phrases": phrases}

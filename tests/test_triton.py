@@ -1,0 +1,403 @@
+"""The Triton kernels without a GPU: in Triton's interpreter, and compiled ahead of time.
+
+Whether a kernel is interpreted is settled when it is defined, so a child process runs `CHECKS`.
+"""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+import types
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+import torch
+from check import close, compare, evaluate
+from fastgen import kernels
+from fastgen.kernels import _op
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+AOT = Path(__file__).parents[1] / "bench" / "aot.py"
+CHECKS = {}
+
+
+def check(fn):
+    """One of the checks that the child runs."""
+    CHECKS[fn.__name__] = fn
+    return fn
+
+
+def network(L=3, R=5, H=7, S=9, A=11, K=2, C=0, mixtures=0):
+    """Weights of a WaveNet, drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    O = 3 * mixtures or A
+    shapes = [(2 if mixtures else A, R), (L, 2 * H, R, K), (L, 2 * H), (L - 1, R, H), (L - 1, R)]
+    shapes += [(L, S, H), (S,), (S, S), (S,), (O, S), (O,), *([(L, 2 * H, C)] if C else [])]
+    drawn = (torch.randn(shape, generator=generator) for shape in shapes)
+    return kernels.Weights(*(v * 1.5 * v[0].numel() ** -0.5 for v in drawn))
+
+
+def sample(n=2, T=4, P=0, C=0, hop=1, base=False, temperature=1.0, dtype="float32", **sizes):
+    """What `wavenet_sample` and its reference draw in the midst of random streams.
+
+    returns: their results, the uniform numbers, and a function that calls `wavenet_sample` anew
+    """
+    w, generator = network(C=C, **sizes), torch.Generator().manual_seed(1)
+    (L, G, R, K), mixtures = w.conv.shape, sizes.get("mixtures", 0)
+    A, dilations = sizes.get("A", 11), [2**l for l in range(L)]
+    state = kernels.initial_state(w, dilations, n)
+    history = torch.randint(A, (n, K), generator=generator)
+    state = kernels.State(torch.randn(state.rings.shape, generator=generator), history, 21)
+    uniforms = kernels.uniforms(2, n, T, draws=2 if mixtures else 1)
+    codes = torch.randint(A, (n, P), generator=generator)
+    base = torch.randn((n, L, G), generator=generator) if base else w.conv_bias[None]
+    cond = torch.randn((n, C, T + 2 if C else 0), generator=generator)
+    settings = (dilations, hop, A, mixtures, temperature, True)
+    rounded = w
+    if dtype == "bfloat16":
+        matrices = ("res", "skip", "hidden", "out")
+        rounded = w._replace(**{name: getattr(w, name).bfloat16().float() for name in matrices})
+        rounded = rounded._replace(conv=torch.cat([w.conv[:1], w.conv[1:].bfloat16().float()]))
+    want = kernels.wavenet_sample_ref(rounded, uniforms, *state, codes, base, cond, *settings)
+
+    def draw(streams=slice(None), start=0, stop=T, state=state):
+        skipped = state.step // hop - 21 // hop
+        return kernels.wavenet_sample(
+            *(w, uniforms[streams, start:stop]),
+            **{"dilations": dilations, "hop": hop, "classes": A, "mixtures": mixtures},
+            **{"temperature": temperature, "dtype": dtype, "logits": True},
+            state=state._replace(rings=state.rings[streams], history=state.history[streams]),
+            prefix=codes[streams, start:stop],
+            base=base[streams] if len(base) == n else base,
+            cond=cond[streams, :, skipped:] if C else None,
+        )
+
+    return draw(), want, uniforms, draw
+
+
+def hold(got, want, uniforms, tolerance=1e-5):
+    """Hold logits, codes and state to the reference's; a code at a step of the CDF may differ."""
+    codes, state, logits = got
+    codes_want, rings, history, logits_want, _ = want
+    scale = logits_want.abs().max()
+    for i in range(len(codes)):
+        other = (codes[i] != codes_want[i]).nonzero().flatten()
+        same = int(other[0]) if len(other) else codes.shape[1]
+        error = (logits[i, : same + 1] - logits_want[i, : same + 1]).abs().max()
+        assert error <= tolerance * scale, f"logits are off by {error:.1e} of {scale:.1e}"
+        if len(other):
+            cdf = torch.softmax(logits_want[i, same], 0).cumsum(0)
+            assert (cdf - uniforms[i, same]).abs().min() < 1e-5, f"code {same} of stream {i}"
+        else:
+            assert (state.rings[i] - rings[i]).abs().max() <= tolerance * rings.abs().max()
+            assert torch.equal(state.history[i], history[i])
+
+
+@check
+def samples_of_many_streams():
+    got, want, uniforms, draw = sample(n=17, T=3)
+    hold(got, want, uniforms)
+    alone, _, logits = draw(streams=slice(16, 17))
+    assert torch.equal(alone, got[0][16:])
+    assert torch.equal(logits, got[2][16:]), "a stream's bits depend on its neighbours"
+
+
+@check
+def samples_with_everything():
+    options = {"K": 3, "C": 3, "hop": 4, "base": True, "P": 2}
+    (codes, state, logits), want, uniforms, draw = sample(T=7, **options)
+    hold((codes, state, logits), want, uniforms)
+    first, between, logits_first = draw(stop=3)
+    second, end, logits_second = draw(start=3, state=between)
+    pairs = (
+        (codes, torch.cat([first, second], 1)),
+        (logits, torch.cat([logits_first, logits_second], 1)),
+        (state.rings, end.rings),
+        (state.history, end.history),
+    )
+    assert all(torch.equal(a, b) for a, b in pairs), "the bits depend on how T is cut"
+    assert state.step == end.step == 28
+
+
+@check
+def samples_of_more_than_a_tile():
+    hold(*sample(T=2, L=2, R=70, H=66, S=130, A=300, C=17)[:3])
+
+
+@check
+def samples_with_a_frame_a_step():
+    hold(*sample(T=3, C=2, hop=1)[:3])
+
+
+@check
+def samples_of_a_mixture():
+    for temperature in (0.0, 0.8):
+        got, want, *_ = sample(mixtures=3, A=65536, temperature=temperature)
+        assert (got[0] - want[0]).abs().max() <= 1
+        assert (got[2] - want[3]).abs().max() <= 1e-3  # an input may be a code further
+    got, want, uniforms, _ = sample(mixtures=2, A=256, P=4)
+    hold(got, want, uniforms)
+
+
+@check
+def samples_without_temperature():
+    got, want, *_ = sample(temperature=0.0)
+    assert torch.equal(got[0], want[0])
+
+
+@check
+def samples_in_bfloat16():
+    got, want, uniforms, _ = sample(P=4, K=3, R=24, H=20, S=30, dtype="bfloat16")
+    hold(got, want, uniforms, tolerance=0.01)
+    error = (got[2] - want[3]).abs().max() / want[3].abs().max()
+    assert error > 1e-4, "bfloat16 was not rounded to"
+
+
+@check
+def steps_of_the_cdf():
+    classes, far = 6, -1e30
+    logits = torch.tensor([0.0, 0.0, far, 0.0, 0.0, far])  # p = 1/4, 1/4, 0, 1/4, 1/4, 0
+    below_one = 1 - 2.0**-53
+    u = torch.tensor([0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.75, 0.9, below_one], dtype=torch.float64)
+    want = torch.tensor([0, 0, 1, 1, 3, 3, 4, 4, 4])
+    assert torch.equal(kernels.draw(logits.expand(len(u), -1), u, 1.0, classes), want)
+    w = network(L=1, A=classes)
+    w = w._replace(out=torch.zeros_like(w.out), out_bias=logits)
+    for temperature in (1.0, 1e-38):
+        codes, _ = kernels.wavenet_sample(w, u[:, None], dilations=[1], temperature=temperature)
+        assert torch.equal(codes[:, 0], want)
+
+
+@check
+def logits_that_are_not_finite():
+    w = network(L=1)
+    w = w._replace(out=torch.full_like(w.out, 3e38), hidden_bias=torch.full_like(w.hidden_bias, 9))
+    with pytest.raises(ValueError, match="logits of stream 0 at step 0 are not finite"):
+        kernels.wavenet_sample(w, torch.zeros(2, 2), dilations=[1])
+
+
+@check
+def arguments_of_no_use():
+    with pytest.raises(ValueError, match="dtype on a GPU: expected"):
+        kernels.pack(network(), "int8")
+    w = network()
+    codes, state = kernels.wavenet_sample(w, torch.zeros(0, 3), dilations=[1, 2, 4])
+    assert codes.shape == (0, 3)
+    codes, after = kernels.wavenet_sample(w, torch.zeros(2, 0), dilations=[1, 2, 4])
+    assert codes.shape == (2, 0)
+    assert torch.equal(after.rings, torch.zeros(2, 30))
+
+
+class Races:
+    """Within, finds what is both read and written, or written twice, between two barriers."""
+
+    def __init__(self, barriers=True):
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        self.builder, self.barriers, self.found, self.intervals = InterpreterBuilder, barriers, 0, 0
+        self.names = ("create_masked_load", "create_masked_store", "create_barrier")
+
+    def __enter__(self):
+        load, store, barrier = self.own = [getattr(self.builder, name) for name in self.names]
+        self.read, self.written = [], []
+
+        def watched_load(builder, pointers, mask, *args):
+            self.read.append(pointers.data[mask.data.astype(bool)])
+            return load(builder, pointers, mask, *args)
+
+        def watched_store(builder, pointers, value, mask, *args):
+            self.written.append(pointers.data[mask.data.astype(bool)])
+            return store(builder, pointers, value, mask, *args)
+
+        def watched_barrier(builder):
+            if self.barriers:
+                self.end()
+            return barrier(builder)
+
+        for name, fn in zip(
+            self.names, (watched_load, watched_store, watched_barrier), strict=True
+        ):
+            setattr(self.builder, name, fn)
+        return self
+
+    def end(self):
+        read, written = (np.concatenate([[], *v]) for v in (self.read, self.written))
+        self.found += len(written) - len(np.unique(written)) + len(np.intersect1d(read, written))
+        self.intervals += 1
+        self.read, self.written = [], []
+
+    def __exit__(self, *_):
+        self.end()
+        for name, fn in zip(self.names, self.own, strict=True):
+            setattr(self.builder, name, fn)
+
+
+@check
+def races_between_threads():
+    *_, draw = sample(n=2, T=4, K=3, C=2, hop=2, base=True)
+    with Races() as races:
+        draw()
+    assert races.intervals == 4 * (2 * 3 + 5) + 1
+    assert races.found == 0
+    with Races(barriers=False) as races:
+        draw(stop=1)
+    assert races.found > 0, "races are not found"
+
+
+@check
+def addresses_beyond_31_bits():
+    from fastgen.kernels._triton import at
+
+    @triton.jit
+    def kernel(places, row, width, column):
+        tl.store(places, at(row, width, column))
+        tl.store(places + 1, at(at(row, row, row), width, column))
+
+    places = torch.zeros(2, dtype=torch.int64)
+    for row, width, column in ((2**16, 2**15, 5), (2**20 + 1, 2**11, 2**30), (3, 2**31 - 1, 0)):
+        kernel[(1,)](places, row, width, column)
+        want = [row * width + column, (row * row + row) * width + column]
+        assert places.tolist() == want
+        assert max(want) >= 2**31
+
+
+@check
+def layers():
+    skipped = ("many tiles", "no samples", "a tile", "a tile less one")
+    for name, sizes in cases.WAVENET_LAYER.items():
+        if name not in skipped:
+            inputs = cases.wavenet_layer(**sizes)
+            compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, name)
+    inputs = cases.wavenet_layer(B=1, R=2, S=2, H=2, T=1030, dilation=9)  # more than a chunk
+    compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, "two chunks")
+    inputs = cases.wavenet_layer(T=16, F=2, hop=9)
+    compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, "strided", strided=True)
+
+
+@check
+def layers_in_half_precision():
+    for dtype in (torch.bfloat16, torch.float16):
+        for sizes in ({"T": 100}, {"T": 96, "dilation": 8, "K": 3}, {"T": 96, "res": False}):
+            inputs = cases.wavenet_layer(R=16, S=24, H=16, F=3, hop=40, dtype=dtype, **sizes)
+            compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, f"{dtype}, {sizes}")
+
+
+@check
+def gradients_alone():
+    inputs = cases.wavenet_layer(T=9, F=2, hop=4)
+    every = evaluate(kernels.wavenet_layer, inputs)
+    for wanted in (0, 2, 8):
+        alone = evaluate(kernels.wavenet_layer, inputs, wanted=[wanted])
+        assert torch.equal(alone[-1], every[2 + wanted])
+    with torch.no_grad():
+        out, skip_out = kernels.wavenet_layer(*inputs)
+    assert torch.equal(out, every[0])
+    assert torch.equal(skip_out, every[1])
+
+
+@check
+def tensors_off_their_alignment():
+    inputs = list(cases.wavenet_layer(T=16, dilation=4))
+    want = kernels.wavenet_layer(*inputs)
+    inputs[0] = torch.cat([torch.zeros(1), inputs[0].flatten()])[1:].view(inputs[0].shape)
+    assert inputs[0].data_ptr() % 16
+    for a, b in zip(kernels.wavenet_layer(*inputs), want, strict=True):
+        close(a, b.double(), torch.float32, "off alignment")
+
+
+def run_checks():
+    """Run `CHECKS`, and print a line of JSON: what went wrong in each, or nothing."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    failures = {}
+    for name, fn in CHECKS.items():
+        try:
+            fn()
+            failures[name] = ""
+        except Exception:
+            failures[name] = traceback.format_exc()
+    print(json.dumps(failures))
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_in_the_interpreter(interpreted, name):
+    assert not interpreted[name], interpreted[name]
+
+
+@pytest.fixture(scope="module")
+def aot():
+    return types.SimpleNamespace(**runpy.run_path(str(AOT)))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_nothing_spills(aot, capability):
+    rows = list(aot.table(capability, dtypes=("float32", "bfloat16")))
+    assert len(rows) == 2 * (1 + 3 * 6)
+    for launch, kernel, registers, stack, shared in rows:
+        assert registers <= 255, launch
+        assert stack == 0, f"{launch}: {kernel} spills {stack} bytes"
+        assert shared <= aot.SHARED[capability], f"{launch}: {kernel} takes {shared} bytes"
+
+
+def test_one_binary_samples_from_every_model(aot):
+    with aot.compiling(90) as found:
+        for dtype in ("float32", "bfloat16"):
+            aot.sample(dtype)
+            aot.sample(dtype, layers=30, R=128, G=256, S=128, K=3)
+            aot.sample(dtype, layers=1, R=1, G=2, S=1, A=2)
+    assert len(found) == 2
+    for binary in found.values():
+        # loads that may come from a cache that stores do not reach
+        assert "ld.global.nc" not in binary.asm["ptx"]
+
+
+def test_a_launch_on_the_cpu_is_interpreted_or_none(monkeypatch):
+    x = torch.zeros(1)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not _op.on_triton(x, "some_op")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert _op.on_triton(x, "some_op")
+    assert not _op.on_triton(x.to("meta"), "some_op")
+
+
+def test_a_gpu_without_triton_is_told(monkeypatch):
+    with FakeTensorMode():
+        x = torch.empty(2, device="cuda")
+    assert _op.on_triton(x, "some_op")
+    monkeypatch.setattr(_op.importlib.util, "find_spec", lambda name: None)
+    _op.warn_reference.cache_clear()
+    with pytest.warns(RuntimeWarning, match="Triton is not installed"):
+        assert not _op.on_triton(x, "some_op")
+
+
+def test_shapes_of_a_gpu():
+    with FakeTensorMode() as mode:
+        inputs = cases.wavenet_layer(T=13, F=2, hop=8)
+        inputs = [mode.from_tensor(v).to("cuda") if torch.is_tensor(v) else v for v in inputs]
+        out, skip_out, gates = torch.ops.fastgen.wavenet_layer(*inputs, True)
+    assert (out.shape, skip_out.shape, gates.shape) == ((2, 5, 13), (2, 7, 13), (2, 6, 13))
+
+
+def test_nothing_imports_triton():
+    script = "import sys, fastgen, fastgen.tractable.wavenet; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
+
+
+if __name__ == "__main__":
+    run_checks()
