@@ -18,6 +18,7 @@ from triton.runtime import JITFunction, driver
 from fastgen import kernels
 from fastgen.kernels import _wavenet_layer_triton as layer
 from fastgen.kernels import _wavenet_sample_triton as sampler
+from fastgen.kernels.wavenet_layer import GATES
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes that a program may have, by compute capability
 
@@ -73,10 +74,10 @@ def sample(dtype, layers=20, R=64, G=128, S=256, A=256, K=2):
 
 def train(dtype, T, dilation, R=64, H=64, S=256, K=2):
     """Launch `wavenet_layer` and its gradient."""
-    x, skip, gates = (torch.zeros(1, rows, T, dtype=dtype) for rows in (R, S, 2 * H))
+    x, skip, cond = (torch.zeros(1, rows, T, dtype=dtype) for rows in (R, S, 2 * H))
+    gates = cond.to(GATES.get(dtype, dtype))
     shapes = [(2 * H, R, K), (2 * H,), (R, H), (R,), (S, H), (S,)]
     weights = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-    cond = gates[..., :1].contiguous()
     layer.forward(x, skip, *weights, cond, x, skip, gates, 1, dilation)
     weight, _, res_weight, _, skip_weight, _ = weights
     inputs = (x, skip, gates, x, weight, res_weight, skip_weight)

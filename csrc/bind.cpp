@@ -18,7 +18,7 @@ namespace {
 const char* const ISAS[] = {FASTGEN_EACH_ISA(FASTGEN_NAME)};
 constexpr int COUNT = sizeof ISAS / sizeof *ISAS;
 
-bool runs(const std::string& isa) {
+bool runs([[maybe_unused]] const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

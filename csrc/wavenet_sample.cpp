@@ -263,8 +263,8 @@ template <class D> struct Arrays {
   }
 };
 
-// The number of entries of the CDF of softmax(z / temperature) that are <= u, at most the last
-// class of positive probability; at temperature 0 the likeliest class. p has room for A, padded.
+// The number of entries of the CDF of softmax(z / temperature) that are <= u: as u < 1, a class
+// of positive probability. At temperature 0 the likeliest class. p has room for A, padded.
 //
 // cdf[i] is the sum of the whole blocks of 16 before i, plus that of i's block up to i: the
 // blocks' sums need not wait for each other.
@@ -291,7 +291,6 @@ template <class T> int64_t choose(const T* z, int64_t A, double u, double temper
     before += sum;
   const int64_t start = code;
   while (code < A - 1 && before + block(start, code + 1 - start) <= target) ++code;
-  while (p[code] == 0) --code;
   return code;
 }
 

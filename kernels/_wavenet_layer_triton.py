@@ -356,7 +356,7 @@ def backward(
 ):
     """Write what `_wavenet_layer_backward` returns."""
     (B, R, T), (G, _, K), (S, H), res = x.shape, weight.shape, skip_weight.shape, dout is not None
-    da, h, dilation = torch.empty_like(gates), x.new_empty(B, H, T), min(dilation, T)
+    da, h, dilation = x.new_empty(B, G, T), x.new_empty(B, H, T), min(dilation, T)
     constants = choose(x, T, R, H, S, dilation)
     rows, columns = constants["ROWS"], constants["COLUMNS"]
     launch(

@@ -333,7 +333,7 @@ def wavenet_sample_triton(
     base = gates(base).flatten(1)
     stride = base.shape[1] if len(base) > 1 else 0
     values = base.new_empty((T, N, O) if logits else 0)
-    failed = codes.new_empty(N)
+    failed = codes.new_full((N,), -1)
     floats = (2 * RB + 5 * L * HB) * UNIT.value + (2 * SB + OB) * WIDE.value
     if n and T:
         with torch.cuda.device_of(rings):

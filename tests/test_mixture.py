@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from fastgen.kernels import draw, uniforms
 
+from fastgen.kernels import draw, uniforms
 from fastgen.tractable import mixture
 
 LOG_SCALES = (-1000, -90, -70, -30, -3, 0, 10, 50, 80, 100, 1000)

@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from fastgen.kernels import _op
 from fastgen.kernels._op import launch, native, op, thread_count, warn_reference
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @op

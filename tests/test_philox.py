@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from fastgen.kernels import uniforms
 from fastgen.kernels._philox import philox
 

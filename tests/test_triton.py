@@ -3,6 +3,7 @@
 Whether a kernel is interpreted is settled when it is defined, so a child process runs `CHECKS`.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -23,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton")
 tl = triton.language
+at = importlib.import_module("fastgen.kernels._triton").at
 
 AOT = Path(__file__).parents[1] / "bench" / "aot.py"
 CHECKS = {}
@@ -41,7 +43,7 @@ def network(L=3, R=5, H=7, S=9, A=11, K=2, C=0, mixtures=0):
     shapes = [(2 if mixtures else A, R), (L, 2 * H, R, K), (L, 2 * H), (L - 1, R, H), (L - 1, R)]
     shapes += [(L, S, H), (S,), (S, S), (S,), (O, S), (O,), *([(L, 2 * H, C)] if C else [])]
     drawn = (torch.randn(shape, generator=generator) for shape in shapes)
-    return kernels.Weights(*(v * 1.5 * v[0].numel() ** -0.5 for v in drawn))
+    return kernels.Weights(*(v * 1.5 * v.shape[1:].numel() ** -0.5 for v in drawn))
 
 
 def sample(n=2, T=4, P=0, C=0, hop=1, base=False, temperature=1.0, dtype="float32", **sizes):
@@ -102,7 +104,7 @@ def hold(got, want, uniforms, tolerance=1e-5):
 
 @check
 def samples_of_many_streams():
-    got, want, uniforms, draw = sample(n=17, T=3)
+    got, want, uniforms, draw = sample(n=17, T=2, L=2)
     hold(got, want, uniforms)
     alone, _, logits = draw(streams=slice(16, 17))
     assert torch.equal(alone, got[0][16:])
@@ -112,7 +114,7 @@ def samples_of_many_streams():
 @check
 def samples_with_everything():
     options = {"K": 3, "C": 3, "hop": 4, "base": True, "P": 2}
-    (codes, state, logits), want, uniforms, draw = sample(T=7, **options)
+    (codes, state, logits), want, uniforms, draw = sample(T=5, **options)
     hold((codes, state, logits), want, uniforms)
     first, between, logits_first = draw(stop=3)
     second, end, logits_second = draw(start=3, state=between)
@@ -123,7 +125,7 @@ def samples_with_everything():
         (state.history, end.history),
     )
     assert all(torch.equal(a, b) for a, b in pairs), "the bits depend on how T is cut"
-    assert state.step == end.step == 28
+    assert state.step == end.step == 26
 
 
 @check
@@ -133,22 +135,20 @@ def samples_of_more_than_a_tile():
 
 @check
 def samples_with_a_frame_a_step():
-    hold(*sample(T=3, C=2, hop=1)[:3])
+    hold(*sample(T=2, C=2)[:3])
 
 
 @check
 def samples_of_a_mixture():
     for temperature in (0.0, 0.8):
-        got, want, *_ = sample(mixtures=3, A=65536, temperature=temperature)
+        got, want, *_ = sample(T=2, L=2, mixtures=3, A=65536, temperature=temperature)
         assert (got[0] - want[0]).abs().max() <= 1
-        assert (got[2] - want[3]).abs().max() <= 1e-3  # an input may be a code further
-    got, want, uniforms, _ = sample(mixtures=2, A=256, P=4)
-    hold(got, want, uniforms)
+        assert (got[2] - want[3]).abs().max() <= 1e-4
 
 
 @check
 def samples_without_temperature():
-    got, want, *_ = sample(temperature=0.0)
+    got, want, *_ = sample(T=2, L=2, temperature=0.0)
     assert torch.equal(got[0], want[0])
 
 
@@ -241,28 +241,27 @@ class Races:
 
 @check
 def races_between_threads():
-    *_, draw = sample(n=2, T=4, K=3, C=2, hop=2, base=True)
+    *_, draw = sample(n=2, T=3, K=3, C=2, hop=2, base=True)
     with Races() as races:
         draw()
-    assert races.intervals == 4 * (2 * 3 + 5) + 1
+    assert races.intervals == 3 * (2 * 3 + 5) + 1
     assert races.found == 0
     with Races(barriers=False) as races:
         draw(stop=1)
     assert races.found > 0, "races are not found"
 
 
+@triton.jit
+def tell_addresses(places, row, width, column):
+    tl.store(places, at(row, width, column))
+    tl.store(places + 1, at(at(row, row, row), width, column))
+
+
 @check
 def addresses_beyond_31_bits():
-    from fastgen.kernels._triton import at
-
-    @triton.jit
-    def kernel(places, row, width, column):
-        tl.store(places, at(row, width, column))
-        tl.store(places + 1, at(at(row, row, row), width, column))
-
     places = torch.zeros(2, dtype=torch.int64)
     for row, width, column in ((2**16, 2**15, 5), (2**20 + 1, 2**11, 2**30), (3, 2**31 - 1, 0)):
-        kernel[(1,)](places, row, width, column)
+        tell_addresses[(1,)](places, row, width, column)
         want = [row * width + column, (row * row + row) * width + column]
         assert places.tolist() == want
         assert max(want) >= 2**31
@@ -270,13 +269,14 @@ def addresses_beyond_31_bits():
 
 @check
 def layers():
-    skipped = ("many tiles", "no samples", "a tile", "a tile less one")
-    for name, sizes in cases.WAVENET_LAYER.items():
-        if name not in skipped:
-            inputs = cases.wavenet_layer(**sizes)
-            compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, name)
-    inputs = cases.wavenet_layer(B=1, R=2, S=2, H=2, T=1030, dilation=9)  # more than a chunk
-    compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, "two chunks")
+    large = ("many tiles", "no samples", "a tile", "a tile less one", "a tile and one")
+    sizes = {name: v for name, v in cases.WAVENET_LAYER.items() if name not in large}
+    sizes["prime sizes"] = {"R": 37, "S": 41, "H": 17, "T": 67, "dilation": 7}  # tiles and a rest
+    sizes["more than a chunk"] = {"B": 1, "R": 1, "S": 1, "H": 1, "T": 1028, "dilation": 4}
+    sizes["units of loads"] = {"B": 1, "R": 4, "S": 8, "H": 4, "T": 16, "dilation": 4}
+    for name, size in sizes.items():
+        inputs = cases.wavenet_layer(**size)
+        compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, name)
     inputs = cases.wavenet_layer(T=16, F=2, hop=9)
     compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, "strided", strided=True)
 
@@ -284,7 +284,7 @@ def layers():
 @check
 def layers_in_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
-        for sizes in ({"T": 100}, {"T": 96, "dilation": 8, "K": 3}, {"T": 96, "res": False}):
+        for sizes in ({"T": 100}, {"T": 96, "dilation": 8, "K": 3, "res": False}):
             inputs = cases.wavenet_layer(R=16, S=24, H=16, F=3, hop=40, dtype=dtype, **sizes)
             compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, f"{dtype}, {sizes}")
 

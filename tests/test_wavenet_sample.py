@@ -11,6 +11,9 @@ import cases
 import pytest
 import torch
 from check import close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fastgen.kernels import (
     State,
     Weights,
@@ -21,8 +24,6 @@ from fastgen.kernels import (
     wavenet_sample,
 )
 from fastgen.kernels._op import native
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 module = sys.modules["fastgen.kernels.wavenet_sample"]
 DTYPES = ("float32", "float64", "bfloat16", "int8")
@@ -280,6 +281,24 @@ def narrow_logits(weights, codes, dilations, dtype):
     s = product(torch.cat(h, -1), w.skip.transpose(0, 1).flatten(1)) + w.skip_bias
     s = product(torch.relu(s), w.hidden) + w.hidden_bias
     return product(torch.relu(s), w.out) + w.out_bias
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bfloat16_rounds_ties_to_even(isa):
+    native.set_isa(isa)
+    for below in (1.0, 1 + 2**-7, 1.5, 64.0):
+        step = 2.0 ** (math.frexp(below)[1] - 8)
+        for x in (
+            below + step / 2,
+            below + step / 2 * (1 + 2**-10),
+            below + step / 2 * (1 - 2**-10),
+        ):
+            one = torch.ones(1, 1)
+            weights = fixed(torch.zeros(2))._replace(skip_bias=x * one[0], hidden=one)
+            weights = weights._replace(out=torch.tensor([[1.0], [0.0]]))
+            options = {"dilations": [1], "dtype": "bfloat16", "logits": True}
+            _, _, logits = wavenet_sample(weights, torch.zeros(1, 1), **options)
+            assert logits[0, 0, 0] == torch.tensor(x).bfloat16(), x
 
 
 VERY_LOW = -1e4  # a logit of no probability in any dtype
