@@ -52,7 +52,7 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
                      const void* cond,        /* (B, 2H, F), or null */                            \
                      void* out,               /* (B, R, T) */                                      \
                      void* skip_out,          /* (B, S, T) */                                      \
-                     void* gates,             /* (B, tiles, 2H, TILE): tanh, sigmoid; or null */        \
+                     void* gates,             /* (B, tiles, 2H, TILE): tanh, sigmoid; or null */   \
                      int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T, int64_t F,  \
                      int64_t hop, int64_t dilation, int64_t threads);                              \
   /* The gradients of wavenet_layer. */                                                            \
@@ -60,7 +60,7 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
   wavenet_layer_backward(int64_t dtype,          /* of every pointer here: 0 float32, 1 float64 */ \
                          const void* dout,       /* (B, R, T) */                                   \
                          const void* dskip,      /* (B, S, T) */                                   \
-                         const void* gates,      /* (B, tiles, 2H, TILE) */                                  \
+                         const void* gates,      /* (B, tiles, 2H, TILE) */                        \
                          const void* x,          /* (B, R, T) */                                   \
                          const void* weight,     /* (2H, R, K) */                                  \
                          const void* res_weight, /* (R, H), or null: then no dout */               \

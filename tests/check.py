@@ -1,6 +1,7 @@
 """What every op is held to: `check`."""
 
 import torch
+
 from fastgen.kernels._op import native
 
 # of the largest value of a tensor

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from fastgen.kernels import _op
 
 from fastgen import doctor, kernels
+from fastgen.kernels import _op
 
 native = pytest.mark.skipif(_op.native is None, reason="needs the C++ kernels")
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 from check import close, compare, evaluate
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from fastgen import kernels
 from fastgen.kernels import _op
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -52,7 +53,7 @@ def sample(n=2, T=4, P=0, C=0, hop=1, base=False, temperature=1.0, dtype="float3
     returns: their results, the uniform numbers, and a function that calls `wavenet_sample` anew
     """
     w, generator = network(C=C, **sizes), torch.Generator().manual_seed(1)
-    (L, G, R, K), mixtures = w.conv.shape, sizes.get("mixtures", 0)
+    (L, G, _, K), mixtures = w.conv.shape, sizes.get("mixtures", 0)
     A, dilations = sizes.get("A", 11), [2**l for l in range(L)]
     state = kernels.initial_state(w, dilations, n)
     history = torch.randint(A, (n, K), generator=generator)
@@ -188,7 +189,7 @@ def arguments_of_no_use():
     with pytest.raises(ValueError, match="dtype on a GPU: expected"):
         kernels.pack(network(), "int8")
     w = network()
-    codes, state = kernels.wavenet_sample(w, torch.zeros(0, 3), dilations=[1, 2, 4])
+    codes, _ = kernels.wavenet_sample(w, torch.zeros(0, 3), dilations=[1, 2, 4])
     assert codes.shape == (0, 3)
     codes, after = kernels.wavenet_sample(w, torch.zeros(2, 0), dilations=[1, 2, 4])
     assert codes.shape == (2, 0)

@@ -5,6 +5,7 @@ import cases
 import pytest
 import torch
 from check import cast, check, compare, evaluate, leaf, present
+
 from fastgen.kernels import wavenet_layer, wavenet_layer_ref
 from fastgen.kernels._op import native
 
