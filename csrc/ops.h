@@ -65,7 +65,7 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
                          const void* weight,     /* (2H, R, K) */                                  \
                          const void* res_weight, /* (R, H), or null: then no dout */               \
                          const void* skip_weight, /* (S, H) */                                     \
-                         void* dz,                /* (B, 2H, T), workspace */                      \
+                         void* dz,                /* as gates, workspace */                        \
                          void* dx,                /* or null */                                    \
                          void* dweight, /* or null, and then no gradient of any weight or bias */  \
                          void* dbias, void* dres_weight, void* dres_bias, void* dskip_weight,      \

@@ -86,7 +86,7 @@ def gpu():
 def instructions():
     """The instruction sets of the C++ kernels, or why there are none."""
     if _op.native is None:
-        return "missing, so references run: install g++ >= 10 and python3-dev, then fastgen anew"
+        return "missing, so references run: install g++ >= 12 and python3-dev, then fastgen anew"
     others = [isa for isa in _op.native.isas() if isa != _op.native.isa()]
     return f"{_op.native.isa()}; FASTGEN_ISA can choose {', '.join(others) or 'no other'}"
 

@@ -8,17 +8,23 @@ import warnings
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+ABSENT = "fastgen was built without a C++ compiler"  # or why the native module does not load
 try:
     from .. import _C as native
 except ImportError as error:
-    if error.name != "fastgen._C" and "_C" not in str(error):
-        raise
     native = None
+    if importlib.util.find_spec(f"{__package__.rpartition('.')[0]}._C"):
+        ABSENT = f"fastgen._C does not load: {error}"
 
 LIB = torch.library.Library("fastgen", "DEF")
+MOST_THREADS = 1024
 
+ISA_ERROR = None  # what is wrong with FASTGEN_ISA, told by the first kernel that is called
 if native is not None and "FASTGEN_ISA" in os.environ:
-    native.set_isa(os.environ["FASTGEN_ISA"])
+    try:
+        native.set_isa(os.environ["FASTGEN_ISA"])
+    except ValueError as error:
+        ISA_ERROR = error
 
 
 def op(fn):
@@ -49,9 +55,11 @@ def launch(kernel, *args):
     """Call a native kernel with the tensors' addresses; None becomes the null pointer.
 
     Returns at once on fake and meta tensors, which have no memory to point to.
-    Raises ValueError for a tensor that is not contiguous.
+    Raises ValueError for a tensor that is not contiguous, and for an unknown FASTGEN_ISA.
     """
     if ready(args):
+        if ISA_ERROR:
+            raise ISA_ERROR
         args = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args)
         kernel(*(0 if a is None else a for a in args))
 
@@ -87,15 +95,37 @@ def on_triton(x, name):
 def thread_count(requested=None):
     """How many threads a kernel uses: `requested`, or torch's own setting.
 
-    Raises ValueError for a number below 1.
+    Raises ValueError for what is no such number.
     """
-    if requested is not None and requested < 1:
-        raise ValueError(f"threads: expected at least 1, got {requested}")
-    return torch.get_num_threads() if requested is None else requested
+    if requested is None:
+        return torch.get_num_threads()
+    if not isinstance(requested, int) or not 1 <= requested <= MOST_THREADS:
+        raise ValueError(f"threads: expected an int in [1, {MOST_THREADS}], got {requested}")
+    return requested
+
+
+def without_autocast(fn):
+    """`fn` in the dtypes of its arguments, under autocast too."""
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return fn(*args, **kwargs)
+
+    return call
+
+
+def transformed(tensors):
+    """Whether torch.func or forward-mode differentiation looks through any of the tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    forward = torch.autograd.forward_ad._current_level >= 0
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return forward or any(v is not None and wrapped(v) for v in tensors)
 
 
 @functools.cache
-def warn_reference(name, why="fastgen was built without a C++ compiler"):
+def warn_reference(name, why=ABSENT):
     """Say once that `name` runs on its reference; an error under FASTGEN_REQUIRE_NATIVE=1."""
     message = f"{name} runs on its slow reference: {why} (`fastgen doctor` says more)"
     if os.environ.get("FASTGEN_REQUIRE_NATIVE") == "1":

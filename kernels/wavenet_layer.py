@@ -12,7 +12,17 @@ frame f at t = f hop, the last one held. (van den Oord et al. 2016, equations 2 
 import torch
 import torch.nn.functional as F
 
-from ._op import LIB, launch, native, on_triton, op, ready, thread_count, warn_reference
+from ._op import (
+    LIB,
+    launch,
+    native,
+    on_triton,
+    op,
+    ready,
+    thread_count,
+    transformed,
+    warn_reference,
+)
 
 NAMES = (
     "x",
@@ -45,14 +55,18 @@ def wavenet_layer(
 ):
     """A gated dilated causal convolution, and its products added to x and to skip.
 
-    bfloat16 and float16 are computed in float32; autocast casts every input to its dtype.
-    Gradients can be differentiated again, by the reference.
+    bfloat16 and float16 are summed in float32; autocast casts every input to its dtype. On a GPU
+    float64 runs on the reference.
+    Gradients can be differentiated again, and torch.func and forward mode go through it: all by
+    the reference.
     returns: out (B, R, T) or None, and skip_out (B, S, T)
     Raises ValueError for shapes, devices, hop and dilation that do not fit, TypeError for dtypes.
     """
     inputs = (x, skip, weight, bias, res_weight, res_bias, skip_weight, skip_bias, cond)
     inputs = cast(inputs)
     check(inputs, hop, dilation)
+    if transformed(inputs):
+        return wavenet_layer_ref(*inputs, hop, dilation)
     if inputs[0].dtype != torch.float64 and on_triton(inputs[0], "wavenet_layer"):
         return run(inputs, hop, dilation)
     if x.device.type in ("cpu", "meta") and native is not None:

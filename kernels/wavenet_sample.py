@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ._draw import draw
-from ._op import launch, native, on_triton, op, thread_count, warn_reference
+from ._op import launch, native, on_triton, op, thread_count, warn_reference, without_autocast
 from .wavenet_layer import upsample_ref
 
 PANEL = 64  # rows of a matrix that lie together, column after column
@@ -60,7 +60,7 @@ class Packed(NamedTuple):
     """Weights in the order and the layout that the kernel reads; see `pack`."""
 
     weights: Weights  # as given, in float32 or float64
-    words: torch.Tensor  # every matrix, panel by panel: float32, float64 or int32
+    words: torch.Tensor  # every matrix in panels: float32, float64 or int32; a GPU's in tiles
     scales: torch.Tensor  # (rows,) what one int8 step of a row is worth; else empty
     offsets: torch.Tensor  # (rows,) int32, 128 times the sum of a row's int8; else empty
     table: torch.Tensor  # (K, A, 2H), or (K, 2, 2H): layer 0's taps of the embedding
@@ -69,6 +69,7 @@ class Packed(NamedTuple):
     dtype: str
 
 
+@without_autocast
 def pack(weights, dtype="float32"):
     """Fold, quantize and lay out `weights` once, for any number of calls.
 
@@ -82,7 +83,8 @@ def pack(weights, dtype="float32"):
 
         return pack_tiles(weights, dtype)
     real = torch.float64 if dtype == "float64" else torch.float32
-    w = Weights(*(v if v is None else v.detach().to("cpu", real).contiguous() for v in weights))
+    device = weights.conv.device if weights.conv.is_cuda else "cpu"
+    w = Weights(*(v if v is None else v.detach().to(device, real).contiguous() for v in weights))
     L, G, R, K = w.conv.shape
     matrices = []  # in the order in which a step reads them
     for l in range(L):
@@ -142,6 +144,7 @@ def initial_state(weights, dilations, n):
     return State(rings, torch.full((n, K), -1, dtype=torch.int64, device=rings.device), 0)
 
 
+@without_autocast
 def wavenet_sample(
     weights,
     uniforms,  # (n, T), or (n, T, 2) for a mixture, in [0, 1)
@@ -190,8 +193,9 @@ def wavenet_sample(
         from ._wavenet_sample_triton import wavenet_sample_triton
 
         *run, failed = wavenet_sample_triton(packed, *inputs, *options)
-    elif native is None:
-        warn_reference("wavenet_sample")
+    elif native is None or w.embed.is_cuda:
+        if native is None:
+            warn_reference("wavenet_sample")
         *run, failed = wavenet_sample_ref(w, *inputs, *options)
     else:
         matrices = (packed.words, packed.scales, packed.offsets, packed.cond)
@@ -363,8 +367,9 @@ def check(w, uniforms, dilations, state, prefix, base, cond, hop, classes, mixtu
     expect(w.embed.shape[0] == rows, "embed", f"{rows} rows", w.embed.shape[0])
     expect(classes >= 2, "classes", "at least 2", classes)
     expect(0 <= temperature < float("inf"), "temperature", "finite and >= 0", temperature)
-    expect(hop > 0, "hop", "at least 1", hop)
-    expect(state.step >= 0, "step", "at least 0", state.step)
+    expect(isinstance(hop, int) and hop > 0, "hop", "an int, at least 1", hop)
+    known = isinstance(state.step, int) and 0 <= state.step < 1 << 62
+    expect(known, "step", "an int in [0, 2^62)", state.step)
     pair = (2,) if mixtures else ()
     fits = uniforms.dim() == 2 + len(pair) and uniforms.shape[2:] == pair
     expect(fits, "uniforms", "(n, T, 2)" if mixtures else "(n, T)", tuple(uniforms.shape))

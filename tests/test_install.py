@@ -37,11 +37,9 @@ PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
 KERNEL = "namespace fastgen::FASTGEN_ISA { int kernel() { return 1; } }\n"
 
 
-def python(*arguments, **options):
-    """Run another Python; returns what it printed."""
-    command = [sys.executable, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, **options)
-    return run.stdout.strip()
+def python(*arguments):
+    """Run another Python; returns what it printed, errors too."""
+    return subprocess.check_output([sys.executable, *arguments], stderr=subprocess.STDOUT, text=True)
 
 
 def test_what_is_tested_is_what_is_installed():
@@ -72,8 +70,7 @@ before = set(sys.modules)
 import fastgen
 print(*(set({heavy}) & (set(sys.modules) - before)))
 print(torch.cuda.is_initialized())"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (run.stdout, run.stderr) == ("\nFalse\n", "")
+    assert python("-P", "-W", "error", "-c", code).split() == ["False"]
 
 
 def test_setup_needs_setuptools_alone():
@@ -88,7 +85,7 @@ def test_every_dependency_is_pinned_by_the_constraints_alone():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     pinned = re.findall(r"^([\w-]+)==[\w.]+$", (ROOT / "constraints.txt").read_text(), re.M)
-    wanted = [*project["dependencies"], *extras["test"], *extras["lint"]]
+    wanted = [*project["dependencies"], *extras["test"], "ruff", "clang-format"]
     assert {re.match(r"[\w-]+", w)[0] for w in wanted} <= set(pinned)
     assert "torch>=2.10" in project["dependencies"]
     assert not re.search(r"==|<|~|triton", " ".join(project["dependencies"]))
@@ -102,7 +99,7 @@ def test_no_instruction_set_can_stand_in_for_another(tmp_path, kernel, isa):
     flags = [*TARGETS[isa], f"-DFASTGEN_ISA={isa}", "-std=c++17", "-O0", "-fno-exceptions"]
     compiler = os.environ.get("CXX", "c++")
     subprocess.run(
-        [compiler, *flags, "-c", ROOT / "csrc" / kernel, "-o", compiled], check=True, timeout=60
+        [compiler, *flags, "-c", ROOT / "csrc" / kernel, "-o", compiled], check=True, timeout=300
     )
     lines = subprocess.run(["nm", compiled], capture_output=True, text=True, check=True).stdout
     symbols = [line.split()[-2:] for line in lines.splitlines()]
@@ -136,7 +133,7 @@ def build(checkout, *command, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return run.returncode, " ".join(run.stdout.split())
 
@@ -174,15 +171,12 @@ def test_a_kernel_that_does_not_compile_is_an_error(checkout):
     (checkout / "csrc/kernel.cpp").write_text(KERNEL.replace("1;", "one;"))
     code, output = build(checkout)
     assert code != 0
-    assert "error: 'one' was not declared" in re.sub("[‘’]", "'", output)
+    assert re.search("csrc/kernel.cpp.* error: .*one.* fastgen: csrc/ does not compile", output)
     assert modules(checkout) == []
 
 
 def test_without_nvcc_the_module_says_so(checkout):
     (checkout / "csrc/kernel.cu").write_text("__global__ void kernel() {}")
-    code, output = build(checkout, CUDACXX="/nonexistent", FASTGEN_REQUIRE_NATIVE="1")
-    assert code != 0
-    assert "FASTGEN_REQUIRE_NATIVE=1, but without CUDA kernels: there is no" in output
     code, output = build(checkout, CUDACXX="/nonexistent")
     assert code == 0, output
     assert reason(checkout) == "there is no working nvcc on PATH or in CUDACXX"

@@ -75,8 +75,10 @@ def test_thread_count():
     torch.set_num_threads(3)
     assert thread_count() == 3
     assert thread_count(5) == 5
-    for wrong in (0, -2):
-        with pytest.raises(ValueError, match=f"threads: expected at least 1, got {wrong}"):
+    for wrong in (0, -2, 1.5, 1 << 63):
+        with pytest.raises(
+            ValueError, match=rf"threads: expected an int in \[1, 1024\], got {wrong}"
+        ):
             thread_count(wrong)
 
 
@@ -107,6 +109,7 @@ def test_instruction_sets():
 def test_the_environment_names_the_instruction_set():
     script = "from fastgen.kernels._op import native; print(native.isa())"
     assert run(script, FASTGEN_ISA="scalar")[0] == "scalar\n"
+    script += "; import torch; from fastgen import WaveNet; WaveNet(2, 1).sample(1, 2)"
     last = run(script, FASTGEN_ISA="sse9")[1].splitlines()[-1]
     assert last == f"ValueError: FASTGEN_ISA: expected one of {' '.join(native.isas())}, got sse9"
 
@@ -143,7 +146,7 @@ def test_a_package_without_the_extension():
     says = "wavenet_sample runs on its slow reference: fastgen was built without a C++ compiler"
     *lines, last = printed.splitlines()
     assert [line[: len(says)] for line in lines] == [says, says], errors
-    assert last == "threads: expected at least 1, got 0", errors
+    assert last == "threads: expected an int in [1, 1024], got 0", errors
 
 
 def test_the_extension_is_loaded():

@@ -27,12 +27,14 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 at = importlib.import_module("fastgen.kernels._triton").at
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 AOT = Path(__file__).parents[1] / "bench" / "aot.py"
 CHECKS = {}
 
 
 def check(fn):
-    """One of the checks that the child runs."""
+    """One of the checks for the interpreter, and for a GPU."""
     CHECKS[fn.__name__] = fn
     return fn
 
@@ -59,7 +61,7 @@ def sample(n=2, T=4, P=0, C=0, hop=1, base=False, temperature=1.0, dtype="float3
     history = torch.randint(A, (n, K), generator=generator)
     state = kernels.State(torch.randn(state.rings.shape, generator=generator), history, 21)
     uniforms = kernels.uniforms(2, n, T, draws=2 if mixtures else 1)
-    codes = torch.randint(A, (n, P), generator=generator)
+    prefix = torch.randint(A, (n, P), generator=generator)
     base = torch.randn((n, L, G), generator=generator) if base else w.conv_bias[None]
     cond = torch.randn((n, C, T + 2 if C else 0), generator=generator)
     settings = (dilations, hop, A, mixtures, temperature, True)
@@ -68,21 +70,34 @@ def sample(n=2, T=4, P=0, C=0, hop=1, base=False, temperature=1.0, dtype="float3
         matrices = ("res", "skip", "hidden", "out")
         rounded = w._replace(**{name: getattr(w, name).bfloat16().float() for name in matrices})
         rounded = rounded._replace(conv=torch.cat([w.conv[:1], w.conv[1:].bfloat16().float()]))
-    want = kernels.wavenet_sample_ref(rounded, uniforms, *state, codes, base, cond, *settings)
+    want = kernels.wavenet_sample_ref(rounded, uniforms, *state, prefix, base, cond, *settings)
 
     def draw(streams=slice(None), start=0, stop=T, state=state):
         skipped = state.step // hop - 21 // hop
-        return kernels.wavenet_sample(
-            *(w, uniforms[streams, start:stop]),
+        codes, state, logits = kernels.wavenet_sample(
+            *(moved(w), uniforms[streams, start:stop]),
             **{"dilations": dilations, "hop": hop, "classes": A, "mixtures": mixtures},
             **{"temperature": temperature, "dtype": dtype, "logits": True},
             state=state._replace(rings=state.rings[streams], history=state.history[streams]),
-            prefix=codes[streams, start:stop],
+            prefix=prefix[streams, start:stop],
             base=base[streams] if len(base) == n else base,
             cond=cond[streams, :, skipped:] if C else None,
         )
+        return codes.cpu(), moved(state, "cpu"), logits.cpu()
 
     return draw(), want, uniforms, draw
+
+
+def moved(x, device=DEVICE):
+    """A tuple with its tensors on `device`."""
+    return type(x)(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in x))
+
+
+def layer(*inputs):
+    """`wavenet_layer` on `DEVICE`, of and to tensors on the CPU."""
+    inputs = [v.to(DEVICE) if isinstance(v, torch.Tensor) else v for v in inputs]
+    out, skip_out = kernels.wavenet_layer(*inputs)
+    return None if out is None else out.cpu(), skip_out.cpu()
 
 
 def hold(got, want, uniforms, tolerance=1e-5):
@@ -172,8 +187,10 @@ def steps_of_the_cdf():
     w = network(L=1, A=classes)
     w = w._replace(out=torch.zeros_like(w.out), out_bias=logits)
     for temperature in (1.0, 1e-38):
-        codes, _ = kernels.wavenet_sample(w, u[:, None], dilations=[1], temperature=temperature)
-        assert torch.equal(codes[:, 0], want)
+        codes, _ = kernels.wavenet_sample(
+            moved(w), u[:, None], dilations=[1], temperature=temperature
+        )
+        assert torch.equal(codes[:, 0].cpu(), want)
 
 
 @check
@@ -181,19 +198,19 @@ def logits_that_are_not_finite():
     w = network(L=1)
     w = w._replace(out=torch.full_like(w.out, 3e38), hidden_bias=torch.full_like(w.hidden_bias, 9))
     with pytest.raises(ValueError, match="logits of stream 0 at step 0 are not finite"):
-        kernels.wavenet_sample(w, torch.zeros(2, 2), dilations=[1])
+        kernels.wavenet_sample(moved(w), torch.zeros(2, 2), dilations=[1])
 
 
 @check
 def arguments_of_no_use():
     with pytest.raises(ValueError, match="dtype on a GPU: expected"):
-        kernels.pack(network(), "int8")
-    w = network()
+        kernels.pack(moved(network()), "int8")
+    w = moved(network())
     codes, _ = kernels.wavenet_sample(w, torch.zeros(0, 3), dilations=[1, 2, 4])
     assert codes.shape == (0, 3)
     codes, after = kernels.wavenet_sample(w, torch.zeros(2, 0), dilations=[1, 2, 4])
     assert codes.shape == (2, 0)
-    assert torch.equal(after.rings, torch.zeros(2, 30))
+    assert torch.equal(after.rings.cpu(), torch.zeros(2, 30))
 
 
 class Races:
@@ -260,7 +277,7 @@ def tell_addresses(places, row, width, column):
 
 @check
 def addresses_beyond_31_bits():
-    places = torch.zeros(2, dtype=torch.int64)
+    places = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     for row, width, column in ((2**16, 2**15, 5), (2**20 + 1, 2**11, 2**30), (3, 2**31 - 1, 0)):
         tell_addresses[(1,)](places, row, width, column)
         want = [row * width + column, (row * row + row) * width + column]
@@ -276,9 +293,9 @@ def layers():
     sizes["units of loads"] = {"B": 1, "R": 4, "S": 8, "H": 4, "T": 16, "dilation": 4}
     for name, size in sizes.items():
         inputs = cases.wavenet_layer(**size)
-        compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, name)
+        compare(layer, kernels.wavenet_layer_ref, inputs, name)
     inputs = cases.wavenet_layer(T=16, F=2, hop=9)
-    compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, "strided", strided=True)
+    compare(layer, kernels.wavenet_layer_ref, inputs, "strided", strided=True)
 
 
 @check
@@ -287,7 +304,7 @@ def gradients_of_more_than_a_chunk():
     chunk, module.CHUNK = module.CHUNK, tl.constexpr(32)
     try:
         inputs = cases.wavenet_layer(T=75, dilation=4)
-        compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, "three chunks")
+        compare(layer, kernels.wavenet_layer_ref, inputs, "three chunks")
     finally:
         module.CHUNK = chunk
 
@@ -297,18 +314,18 @@ def layers_in_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         for sizes in ({"T": 100}, {"T": 96, "dilation": 8, "K": 3, "res": False}):
             inputs = cases.wavenet_layer(R=16, S=24, H=16, F=3, hop=40, dtype=dtype, **sizes)
-            compare(kernels.wavenet_layer, kernels.wavenet_layer_ref, inputs, f"{dtype}, {sizes}")
+            compare(layer, kernels.wavenet_layer_ref, inputs, f"{dtype}, {sizes}")
 
 
 @check
 def gradients_alone():
     inputs = cases.wavenet_layer(T=9, F=2, hop=4)
-    every = evaluate(kernels.wavenet_layer, inputs)
+    every = evaluate(layer, inputs)
     for wanted in (0, 2, 8):
-        alone = evaluate(kernels.wavenet_layer, inputs, wanted=[wanted])
+        alone = evaluate(layer, inputs, wanted=[wanted])
         assert torch.equal(alone[-1], every[2 + wanted])
     with torch.no_grad():
-        out, skip_out = kernels.wavenet_layer(*inputs)
+        out, skip_out = layer(*inputs)
     assert torch.equal(out, every[0])
     assert torch.equal(skip_out, every[1])
 
@@ -316,10 +333,10 @@ def gradients_alone():
 @check
 def tensors_off_their_alignment():
     inputs = list(cases.wavenet_layer(T=16, dilation=4))
-    want = kernels.wavenet_layer(*inputs)
-    inputs[0] = torch.cat([torch.zeros(1), inputs[0].flatten()])[1:].view(inputs[0].shape)
+    want = layer(*inputs)
+    inputs[0] = torch.cat([torch.zeros(1), inputs[0].flatten()]).to(DEVICE)[1:].view(2, 5, 16)
     assert inputs[0].data_ptr() % 16
-    for a, b in zip(kernels.wavenet_layer(*inputs), want, strict=True):
+    for a, b in zip(layer(*inputs), want, strict=True):
         close(a, b.double(), torch.float32, "off alignment")
 
 
@@ -349,6 +366,21 @@ def interpreted():
 @pytest.mark.parametrize("name", CHECKS)
 def test_in_the_interpreter(interpreted, name):
     assert not interpreted[name], interpreted[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("name", [name for name in CHECKS if name != "races_between_threads"])
+def test_on_a_gpu(name):
+    CHECKS[name]()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("K", [2, 3])
+def test_long_samples_on_a_gpu(K):
+    sizes = {"L": 10, "R": 64, "H": 64, "S": 256, "A": 256, "K": K, "C": 80, "hop": 50}
+    hold(*sample(n=40, T=300, **sizes)[:3], tolerance=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -538,3 +538,41 @@ def test_weights_that_are_not_finite():
     model.hidden.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="hidden: expected finite values, got NaN or Inf"):
         model.sample(1, 4)
+
+
+def test_autocast_changes_no_sample():
+    model = small(torch.float32)
+    for method in ("cached", "naive"):
+        plain = model.sample(2, 30, seed=0, method=method)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model.sample(2, 30, seed=0, method=method), plain)
+
+
+def test_forward_mode_is_right():
+    model, x = small(), torch.randint(12, (2, 20))
+    names, values = zip(*model.named_parameters(), strict=True)
+    tangents = [torch.randn_like(v) for v in values]
+
+    def nats(*parameters):
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(model, named, (x,)).logsumexp(1).sum()
+
+    _, slope = torch.func.jvp(nats, tuple(v.detach() for v in values), tuple(tangents))
+    grads = torch.autograd.grad(nats(*values), values)
+    expected = sum((g * t).sum() for g, t in zip(grads, tangents, strict=True))
+    torch.testing.assert_close(slope, expected)
+
+
+@pytest.mark.parametrize("method", ["cached", "naive"])
+def test_weights_and_logits_that_are_not_finite(method):
+    model = small(torch.float32)
+    with torch.no_grad():
+        model.out.bias[3] = math.nan
+    with pytest.raises(ValueError, match="out_bias: expected finite values"):
+        model.sample(1, 6, seed=0, method=method)
+    with torch.no_grad():
+        model.out.bias[3] = 0
+        model.hidden.weight.mul_(1e30)
+        model.out.weight.mul_(1e30)
+    with pytest.raises(ValueError, match="logits of stream 0 at step 0 are not finite"):
+        model.sample(1, 6, seed=0, method=method)

@@ -8,7 +8,8 @@ from torch import nn
 
 from .. import kernels
 from ..game import Player
-from ..kernels.wavenet_sample import check
+from ..kernels._op import without_autocast
+from ..kernels.wavenet_sample import check, check_weights
 from . import mixture
 from .wavenet_stream import Stream
 
@@ -226,6 +227,7 @@ def fresh(seed):
     return int(torch.randint(1 << 62, ())) if seed is None else seed
 
 
+@without_autocast
 def sample_naive(model, uniforms, prefix, cond, speaker, temperature, dtype):
     """A forward pass over the receptive field for each code: what `sample` must agree with."""
     if dtype not in ("float32", "float64"):
@@ -237,6 +239,7 @@ def sample_naive(model, uniforms, prefix, cond, speaker, temperature, dtype):
     frames = w.embed.new_empty(n, 0, 0) if cond is None else cond.to(w.embed)
     options = {**model.sampling(n, speaker), "base": w.conv_bias[None], "temperature": temperature}
     state = kernels.initial_state(w, model.dilations, n)
+    check_weights(w)
     check(w, uniforms, state=state, prefix=prefix, cond=frames, **options)
     given = prefix.shape[1]
     codes[:, :given] = prefix
@@ -244,6 +247,10 @@ def sample_naive(model, uniforms, prefix, cond, speaker, temperature, dtype):
         start = max(0, t - model.receptive_field) // hop * hop  # a window begins with a frame
         window = None if cond is None else frames[..., start // hop :]
         logits = model(codes[:, start : t + 1], window, speaker)[..., -1]
+        bad = (~logits.isfinite()).any(1).nonzero()
+        if len(bad):
+            where = f"stream {int(bad[0])} at step {t}"
+            raise ValueError(f"sample: the logits of {where} are not finite")
         codes[:, t] = kernels.draw(
             logits, uniforms[:, t], temperature, model.classes, model.mixtures
         )
