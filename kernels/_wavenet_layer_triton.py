@@ -1,7 +1,7 @@
 """`wavenet_layer` on Triton, forward and backward.
 
-A program computes ROWS channels of COLUMNS samples. Weights' gradients are sums over chunks of
-samples, a program a chunk, then a sum of those: the same bits in every run.
+A program computes ROWS channels of COLUMNS samples. Weights' gradients are sums over spans of
+samples, a program a span, then a sum of those: the same bits in every run.
 """
 
 import torch
@@ -10,7 +10,8 @@ import triton.language as tl
 
 from ._triton import INTERPRET, at, dot, rounded
 
-CHUNK = tl.constexpr(1024)  # samples that one program sums into a gradient
+CHUNK = tl.constexpr(1024)  # a span of samples is a multiple
+SPANS = 512  # about how many there are at most
 WARPS = 8
 CONSTANTS = {  # rows and columns of a program, terms of a product at once, loads on their way
     torch.float32: {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3},
@@ -236,41 +237,42 @@ def dx_kernel(
     write(dx + at(b, R, 0) * T, sum, i, R, t, T)
 
 
-@triton.jit(do_not_specialize=["T", "rows", "columns", "K", "dilation"])
+@triton.jit(do_not_specialize=["T", "rows", "columns", "K", "dilation", "span"])
 def dweight_kernel(
     dy,  # (B, rows, T)
     x,  # (B, columns, T)
-    dweight,  # (B, T / CHUNK, K, rows, columns)
-    dbias,  # (B, T / CHUNK, rows)
+    dweight,  # (B, spans, K, rows, columns)
+    dbias,  # (B, spans, rows)
     T,
     rows,
     columns,
     K,
     dilation,
+    span,  # in CHUNK
     UNIT: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dweight[k] = sum_t dy[t] x[t - (K - 1 - k) dilation]^T, dbias = sum_t dy[t], in a chunk."""
-    T, dilation = multiple(T, UNIT), multiple(dilation, STEP)
-    chunk, i, j = share(rows, K * tl.cdiv(columns, ROWS), ROWS, 1)
+    """dweight[k] = sum_t dy[t] x[t - (K - 1 - k) dilation]^T, dbias = sum_t dy[t], in a span."""
+    T, dilation, span = multiple(T, UNIT), multiple(dilation, STEP), span * CHUNK
+    part, i, j = share(rows, K * tl.cdiv(columns, ROWS), ROWS, 1)
     k, j = j % K, j // K * ROWS
-    b, t = chunk // tl.cdiv(T, CHUNK), chunk % tl.cdiv(T, CHUNK) * CHUNK
+    b, t = part // tl.cdiv(T, span), part % tl.cdiv(T, span) * span
     i = down(i, ROWS)
     sum = tl.zeros((ROWS, ROWS), tl.float32)
     total = tl.zeros((ROWS, DEPTH), tl.float32)
-    for n in tl.range(0, tl.cdiv(tl.minimum(CHUNK, T - t), DEPTH), num_stages=STAGES):
+    for n in tl.range(0, tl.cdiv(tl.minimum(span, T - t), DEPTH), num_stages=STAGES):
         s = t + n * DEPTH
         u = read(dy + at(b, rows, 0) * T, i, rows, along(s, DEPTH), T)
         s = along(s - (K - 1 - k) * dilation, DEPTH)
         v = read(x + at(b, columns, 0) * T, down(j, ROWS), columns, s, T)
         sum = dot(u, tl.trans(v), sum)
         total += u.to(tl.float32)
-    write(dweight + at(at(chunk, K, k), rows, 0) * columns, sum, i, rows, along(j, ROWS), columns)
+    write(dweight + at(at(part, K, k), rows, 0) * columns, sum, i, rows, along(j, ROWS), columns)
     if (k == 0) & (j == 0):
-        write(dbias + at(chunk, rows, 0), tl.sum(total, 1, keep_dims=True), i, rows, 0, 1)
+        write(dbias + at(part, rows, 0), tl.sum(total, 1, keep_dims=True), i, rows, 0, 1)
 
 
 @triton.jit(do_not_specialize=["T", "G", "F", "hop"])
@@ -294,11 +296,11 @@ def dcond_kernel(
     sum = tl.zeros((ROWS, 1), tl.float32)
     for s in tl.range(start, end, COLUMNS):
         t = along(tl.cast(s, tl.int32), COLUMNS)
+        t = tl.where(t < end, t, T)
         left = tl.minimum(t // hop, F - 1)
         fraction = (t % hop).to(tl.float32) / hop
         weight = tl.where(left == f, 1 - fraction, 0)
         weight += tl.where(tl.minimum(left + 1, F - 1) == f, fraction, 0)
-        weight = tl.where(t < end, weight, 0)
         sum += tl.sum(weight * read(da + at(b, G, 0) * T, i, G, t, T), 1, keep_dims=True)
     write(dcond + at(b, G, 0) * F, sum, i, G, f, F)
 
@@ -386,13 +388,14 @@ def backward(
 def dweight(dy, x, K, dilation, constants, dweight, dbias):
     """dweight (rows, columns) or (rows, columns, K) = sum_t dy x^T, dbias = sum_t dy."""
     (B, rows, T), columns = dy.shape, x.shape[1]
-    chunks, unit = B * blocks(T, CHUNK.value), constants["ROWS"]
-    sums = x.new_empty(chunks, K, rows, columns, dtype=torch.float32)
-    totals = x.new_empty(chunks, rows, dtype=torch.float32)
+    span, unit = max(1, B * T // (SPANS * CHUNK.value)), constants["ROWS"]
+    parts = B * blocks(T, span * CHUNK.value)
+    sums = x.new_empty(parts, K, rows, columns, dtype=torch.float32)
+    totals = x.new_empty(parts, rows, dtype=torch.float32)
     launch(
         dweight_kernel,
-        chunks * K * blocks(rows, unit) * blocks(columns, unit),
-        *(dy, x, sums, totals, T, rows, columns, K, dilation),
+        parts * K * blocks(rows, unit) * blocks(columns, unit),
+        *(dy, x, sums, totals, T, rows, columns, K, dilation, span),
         **constants,
     )
     dweight.copy_(sums.sum(0).permute(1, 2, 0).view(dweight.shape))

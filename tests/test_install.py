@@ -39,7 +39,9 @@ KERNEL = "namespace fastgen::FASTGEN_ISA { int kernel() { return 1; } }\n"
 
 def python(*arguments):
     """Run another Python; returns what it printed, errors too."""
-    return subprocess.check_output([sys.executable, *arguments], stderr=subprocess.STDOUT, text=True)
+    return subprocess.check_output(
+        [sys.executable, *arguments], stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_what_is_tested_is_what_is_installed():

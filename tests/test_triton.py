@@ -26,6 +26,7 @@ from fastgen.kernels import _op
 triton = pytest.importorskip("triton")
 tl = triton.language
 at = importlib.import_module("fastgen.kernels._triton").at
+triton_layer = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -299,14 +300,17 @@ def layers():
 
 
 @check
-def gradients_of_more_than_a_chunk():
-    module = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
-    chunk, module.CHUNK = module.CHUNK, tl.constexpr(32)
-    try:
-        inputs = cases.wavenet_layer(T=75, dilation=4)
-        compare(layer, kernels.wavenet_layer_ref, inputs, "three chunks")
-    finally:
-        module.CHUNK = chunk
+def gradients_of_more_than_a_span():
+    inputs = cases.wavenet_layer(T=75, dilation=4)
+    for spans in (512, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            if INTERPRETED:  # else a constant of binaries
+                patch.setattr(triton_layer, "CHUNK", tl.constexpr(16))
+                patch.setattr(triton_layer, "SPANS", spans)
+            compare(layer, kernels.wavenet_layer_ref, inputs, f"{spans} spans")
+    if DEVICE == "cuda":
+        inputs = cases.wavenet_layer(T=600_001, dilation=512)
+        compare(layer, kernels.wavenet_layer_ref, inputs, "many spans")
 
 
 @check
