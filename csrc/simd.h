@@ -242,12 +242,15 @@ inline void gemm(int64_t rows, int64_t N, int64_t K, const typename P::word* a, 
     down<P, M>(rows, N, K - k < piece ? K - k : piece, a + k, am, b + k * bk, bk, c, cm, nothing);
 }
 
-// The same for many rows, b in the second cache. feed() is called before each tile, for memory to
-// bring what it asks for while the tile is computed.
+// The same for many rows, in as large tiles as the registers hold. feed() is called before each
+// tile, for memory to bring what it asks for while the tile is computed.
 template <class P, class F>
 inline void gemm(int64_t rows, int64_t N, int64_t K, const typename P::word* a, int64_t am,
                  const typename P::word* b, int64_t bk, typename P::sum* c, int64_t cm, F& feed) {
-  down<P, (REGISTERS == 32 ? 8 : 4)>(rows, N, K, a, am, b, bk, c, cm, feed);
+  constexpr int64_t PIECE = 160;
+  for (int64_t k = 0; k < K; k += PIECE)
+    down<P, (REGISTERS == 32 ? 8 : 4)>(rows, N, K - k < PIECE ? K - k : PIECE, a + k, am,
+                                       b + k * bk, bk, c, cm, feed);
 }
 
 // A word is one number.

@@ -520,7 +520,6 @@ private:
 template <class D>
 void sample(const Model<D>& w, const Sizes& z, const Streams<typename D::T>& s, int64_t threads) {
   // As few groups as hold all streams, but one for each thread, of sizes as equal as can be.
-  threads = threads < z.n ? threads : z.n + !z.n;
   int64_t groups = (z.n + GROUP - 1) / GROUP;
   groups = (groups + threads - 1) / threads * threads;
   groups = groups < z.n ? groups : z.n;

@@ -45,6 +45,7 @@ WAVENET_LAYER = {
     "a tile and one": {"T": T_TILE + 1, "dilation": 2},
     "many tiles": {"B": 2, "R": 8, "S": 16, "H": 8, "T": 7 * T_TILE + 5, "dilation": 100},
     "three taps": {"R": 16, "S": 24, "H": 16, "K": 3, "T": 130, "dilation": 33},
+    "wide": {"B": 1, "R": 40, "S": 150, "H": 20, "T": 30},
     "last layer": {"T": 40, "res": False, "dilation": 4},
     "frames": {"T": 100, "F": 3, "hop": 40, "dilation": 2},
     "frames beyond the end": {"T": 50, "F": 9, "hop": 10},

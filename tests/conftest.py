@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -15,3 +17,7 @@ def restored():
     torch.set_num_threads(threads)
     if native:
         native.set_isa(isa)
+
+
+# A shell starts background jobs deaf to Ctrl-C, which the tests of Ctrl-C would wait for.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,6 +27,7 @@ FRAMES = {"F": 2, "hop": 4, "dilation": 3}
 def test_the_extension_is_loaded():
     assert native is not None
     assert native.isa() in native.isas()
+    assert cases.T_TILE == native.WAVENET_LAYER_TILE
 
 
 @pytest.mark.parametrize("sizes", cases.WAVENET_LAYER.values(), ids=cases.WAVENET_LAYER)
