@@ -1,9 +1,8 @@
 // What the passes of wavenet_layer share: sequences cut into tiles of time.
 //
-// A tile's intermediates stay in the nearest caches. What a tile reads is first
-// copied into a block of rows of one length, zeros around the sequence, so that
-// products see no edges and no large strides. The next tile's block is filled
-// while this one's products are computed.
+// A tile's intermediates stay in the nearest caches. What a tile reads is first copied into a block
+// of rows of one length, zeros around the sequence, so that products see no edges and no large
+// strides. The next tile's block is filled while this one's products are computed.
 #pragma once
 #include "common.h"
 #include "ops.h"
@@ -57,8 +56,8 @@ template <class real> void prefetch(const real* from, int64_t n) {
   for (int64_t j = 0; j < n; j += LINE / sizeof(real)) __builtin_prefetch(from + j);
 }
 
-// What becomes a row of a block: `head` samples from one place, `tail` from
-// another, then zeros. A null place is zeros too.
+// What becomes a row of a block: `head` samples from one place, `tail` from another, then zeros. A
+// null place is zeros too.
 template <class real> struct Row {
   const real* first = nullptr;
   int64_t head = 0;
@@ -89,8 +88,8 @@ template <class real> struct Part {
   int64_t rows, stride;
 };
 
-// Fills a block with the parts that a job reads of a tile, PACE rows at each
-// call. Memory is asked for the next rows a call ahead.
+// Fills a block with the parts that a job reads of a tile, PACE rows at each call. Memory is asked
+// for the next rows a call ahead.
 template <class real, class Job> struct Feed {
   const Job& job;
   Tile tile;
@@ -124,8 +123,7 @@ template <class real, class Job> struct Feed {
   }
 };
 
-// to[j] = from[j] + bias for the n samples of a tile, and bias up to N. A null
-// `from` is zeros.
+// to[j] = from[j] + bias for the n samples of a tile, and bias up to N. A null `from` is zeros.
 template <class real> void offset(real* to, const real* from, real bias, const Tile& i) {
   constexpr int W = LANES<real>;
   const int64_t whole = from ? i.n / W * W : 0;
@@ -140,9 +138,8 @@ template <class real> struct Operand {
   int64_t K;
 };
 
-// to = from + bias + a b for a tile, b being `b` on top of `d`; `from` and `to`
-// are (rows, T) of a sequence. A null `from` or `bias` is zero. c has room for
-// ROWS rows.
+// to = from + bias + a b for a tile, b being `b` on top of `d`; `from` and `to` are (rows, T) of a
+// sequence. A null `from` or `bias` is zero. c has room for ROWS rows.
 template <class real, class F>
 void product(const Tile& i, int64_t T, int64_t rows, real* to, const real* from, const real* bias,
              const real* a, Operand<real> b, Operand<real> d, real* c, F& feed) {
@@ -163,8 +160,7 @@ void product(const Tile& i, int64_t T, int64_t rows, real* to, const real* from,
   }
 }
 
-// Tiles [0, count) of a job, in runs, on workers with two blocks and some
-// memory of their own.
+// Tiles [0, count) of a job, in runs, on workers with two blocks and some memory of their own.
 template <class real, class Job> struct Workers {
   const Job& job;
   int64_t count, length; // tiles, and tiles of a run
@@ -206,8 +202,7 @@ template <class real, class Job> void each_tile(const Job& job, int64_t length, 
   parallel(threads, threads, Workers<real, Job>::work, &workers);
 }
 
-// How many tiles make a run where no result depends on it: some runs for each
-// thread.
+// How many tiles make a run where no result depends on it: some runs for each thread.
 [[maybe_unused]] int64_t run_length(const Sizes& s, int64_t threads) {
   return max(1, min(8, s.tiles() / (4 * threads)));
 }

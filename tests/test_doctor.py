@@ -72,7 +72,7 @@ for title, rows in doctor.report():
     for row in rows:
         print(*row)
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "C++ kernels missing" in run.stdout
     assert "install g++" in run.stdout

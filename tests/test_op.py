@@ -28,7 +28,11 @@ def run(script, **environment):
     """Run Python in a process of its own, and return what it printed and its errors."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-P", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     return done.stdout, done.stderr
 

@@ -105,6 +105,15 @@ def script(out, *launcher, timeout=60, **options):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the children: torch's sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     out = tmp_path_factory.mktemp("straight")
