@@ -1,3 +1,5 @@
+import importlib.util
+
 """The command does what it says, and tells in one line what is wrong with what it was given."""
 
 import errno
@@ -314,7 +316,8 @@ def test_train_then_eval_and_sample(clips, tmp_path, capsys):
     assert float(table["int8"]) == pytest.approx(given, abs=0.05)
     assert {"linear predictor", "unigram", "uniform, ln 256"} < table.keys()
     assert "log-mel distance" in said
-    assert "no clip holds enough speech" in said
+    installed = importlib.util.find_spec("pystoi")
+    assert ("no clip holds enough speech" if installed else "fastgen[metrics]") in said
     assert cli.main(["sample", run, "--out", str(tmp_path / "a.wav"), "--seconds", "0.01"]) == 0
 
 

@@ -97,7 +97,7 @@ def steps(out):
     return sorted(int(p.stem[5:]) for p in Path(out).glob("step-*.safetensors"))
 
 
-def script(out, *launcher, timeout=60, **options):
+def script(out, *launcher, timeout=300, **options):
     command = [sys.executable, *launcher, __file__, str(out), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
