@@ -1,8 +1,7 @@
-import importlib.util
-
 """The command does what it says, and tells in one line what is wrong with what it was given."""
 
 import errno
+import importlib.util
 import math
 import os
 import signal
