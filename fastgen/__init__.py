@@ -1,5 +1,13 @@
 """Fast kernels for generative models, and the models on top of them."""
 
+from importlib.util import find_spec
+
+if find_spec("fastgen.kernels") is None:
+    raise ImportError(
+        f"fastgen: {__file__} is the checkout, not the installed package: "
+        "leave this folder, or pip install -e ."
+    )
+
 from . import kernels
 from .tractable.wavenet import WaveNet
 
