@@ -7,10 +7,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .replay import Replay
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Player:
 class Descent:
     """A player's move: a step of Adam down its loss, summed over the processes.
 
+    On a GPU, and in one process, a step is replayed as a CUDA graph where it can be.
+
     gradient: (N + 2,), the N gradients, the loss and the wish to stop, for one all_reduce to carry
-    tensors: Adam's moments by name
+    tensors: Adam's moments by name    lr: (), where a GPU's Adam reads it
 
     Raises ValueError, TypeError: no parameters, several dtypes or devices, gaps in memory.
     """
@@ -38,7 +43,11 @@ class Descent:
         named = {n: p for n, p in player.module.named_parameters() if p.requires_grad}
         _check(player.name, named)
         self.player, parameters = player, list(named.values())
-        self.adam = torch.optim.Adam(parameters, betas=betas, fused=True)
+        device = parameters[0].device
+        capturable = device.type == "cuda"
+        self.adam = torch.optim.Adam(parameters, betas=betas, fused=True, capturable=capturable)
+        self.lr = torch.zeros((), device=device) if capturable else None
+        self.graphs = {}  # clip and dtype: Replay
         sizes = [p.numel() for p in parameters]
         self.gradient = parameters[0].detach().new_zeros(sum(sizes) + 2)
         self.tensors = {}
@@ -59,23 +68,34 @@ class Descent:
 
         batch: this process's rows    dtype: of autocast    world: number of processes
         """
-        device = self.gradient.device
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.player.loss(*(rows.to(device, non_blocking=True) for rows in batch)) / world
+        batch = [rows.to(self.gradient.device, non_blocking=True) for rows in batch]
+        if self.lr is None:
+            self.adam.param_groups[0]["lr"] = lr
+        else:
+            self.lr.fill_(lr)
+            self.adam.param_groups[0]["lr"] = self.lr
+        self.gradient[-1] = stop
+        move = partial(self.move, clip=clip, dtype=dtype, world=world)
+        if self.lr is None or world > 1:
+            return move(*batch)
+        return self.graphs.setdefault((clip, dtype), Replay(move))(*batch)
+
+    def move(self, *batch, clip, dtype, world):
+        """`step`, of a batch on the device."""
+        with torch.autocast(self.gradient.device.type, dtype, enabled=dtype != torch.float32):
+            loss = self.player.loss(*batch) / world
         if loss.dim():
             name, shape = self.player.name, tuple(loss.shape)
             raise ValueError(f"game: {name}'s loss expected to be a scalar, got shape {shape}")
-        self.gradient.zero_()
+        self.gradient[:-1].zero_()
         loss.backward()
         self.gradient[-2] = loss.detach()
-        self.gradient[-1] = stop
         if world > 1:
             dist.all_reduce(self.gradient)
         slope = self.gradient[:-2]
         norm = torch.linalg.vector_norm(slope)
         if clip < math.inf:
             slope.mul_(clip / norm.clamp(min=clip))
-        self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
         return torch.stack([self.gradient[-2], norm, self.gradient[-1]])
 

@@ -104,6 +104,14 @@ def thread_count(requested=None):
     return requested
 
 
+def may_wait(x):
+    """Whether values of x may be looked at: on a GPU that waits for them, which a graph that is
+    captured cannot, and of which torch.cuda.set_sync_debug_mode warns."""
+    if not x.is_cuda:
+        return True
+    return not (torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode())
+
+
 def without_autocast(fn):
     """`fn` in the dtypes of its arguments, under autocast too."""
 
