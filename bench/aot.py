@@ -1,26 +1,41 @@
-"""Compile every Triton kernel for GPUs that need not be there: registers, spills, shared memory.
+"""Compile every GPU kernel for GPUs that need not be there: registers, spills, shared memory.
 
-    python bench/aot.py
+    python bench/aot.py [--capability 90] [--candidates] [--json]
 
-Each kernel is compiled as its launch would compile it, for every choice that the launch makes.
+Kernels are found, not listed: the cases of every op that has a Triton file run forward and backward
+on CPU tensors, and each launch compiles instead of running. So what is compiled is what dispatch
+chooses; what it can choose beyond that is `missing`. Every csrc/*.cu is compiled by nvcc, where
+there is one, with the flags of CMakeLists.txt.
 """
 
+import argparse
 import contextlib
+import importlib
+import importlib.util
+import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
+from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fastgen import kernels
-from fastgen.kernels import _wavenet_layer_triton as layer
-from fastgen.kernels import _wavenet_sample_triton as sampler
-from fastgen.kernels.wavenet_layer import GATES
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+import cases  # noqa: E402
+
+from fastgen.kernels import _tuned  # noqa: E402
 
 SHARED = {80: 166_912, 90: 232_448}  # bytes that a program may have, by compute capability
+RESERVED = 1024  # bytes of it that a program has besides; an SM has as much more than SHARED
+REGISTERS, FILE, THREADS, PROGRAMS = 255, 65_536, 2048, 32  # a thread's; an SM's
 
 
 class Absent:
@@ -40,86 +55,187 @@ class Absent:
 
 
 @contextlib.contextmanager
-def compiling(capability):
-    """Within, launches compile for `capability` and do not run; yields a dict of what they did."""
-    run, active, found = JITFunction.run, driver._active, {}
+def compiling(capability, device=""):
+    """Within, ops of CPU tensors dispatch as on a GPU of that name, and launches only compile.
+
+    Yields a list of what they were: kernel, constants, binary.
+    """
+    run, active, found = JITFunction.run, driver._active, []
 
     def compile(kernel, *args, warmup, **options):
         binary = run(kernel, *args, warmup=True, **options)
-        found[binary.hash] = binary
+        found.append((kernel, {k: v for k, v in options.items() if k != "grid"}, binary))
         return binary
 
-    try:
-        JITFunction.run = compile
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("fastgen.kernels.") and hasattr(module, "on_triton"):
+                stack.enter_context(mock.patch.object(module, "on_triton", return_value=True))
+        stack.enter_context(mock.patch.object(_tuned, "device_name", return_value=device))
+        stack.enter_context(mock.patch.object(JITFunction, "run", compile))
         driver.set_active(Absent(capability))
-        yield found
-    finally:
-        JITFunction.run = run
-        driver.set_active(active)
+        try:
+            yield found
+        finally:
+            driver.set_active(active)
 
 
-def sample(dtype, layers=20, R=64, G=128, S=256, A=256, K=2):
-    """Launch `wavenet_sample`."""
-    L, H = layers, G // 2
-    shapes = [(A, R), (L, G, R, K), (L, G), (L - 1, R, H), (L - 1, R), (L, S, H), (S,)]
-    shapes += [(S, S), (S,), (A, S), (A,)]
-    w = kernels.Weights(*(torch.zeros(shape) for shape in shapes))
-    dilations = [1] * L
-    state = kernels.initial_state(w, dilations, 1)
-    none = (torch.zeros(1, 0, dtype=torch.int64), w.conv_bias[None], torch.zeros(1, 0, 0))
-    options = (dilations, 1, A, 0, 1.0, False)
-    packed = sampler.pack(w, dtype)
-    sampler.wavenet_sample_triton(packed, torch.zeros(1, 1), *state, *none, *options)
+def triton_files():
+    """The Triton file of each op that has cases and one."""
+    names = {op: f"fastgen.kernels._{op}_triton" for op in cases.ops()}
+    found = {op: name for op, name in names.items() if importlib.util.find_spec(name)}
+    return {op: importlib.import_module(name) for op, name in found.items()}
 
 
-def train(dtype, T, dilation, R=64, H=64, S=256, K=2):
-    """Launch `wavenet_layer` and its gradient."""
-    x, skip, cond = (torch.zeros(1, rows, T, dtype=dtype) for rows in (R, S, 2 * H))
-    gates = cond.to(GATES.get(dtype, dtype))
-    shapes = [(2 * H, R, K), (2 * H,), (R, H), (R,), (S, H), (S,)]
-    weights = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-    layer.forward(x, skip, *weights, cond, x, skip, gates, 1, dilation)
-    weight, _, res_weight, _, skip_weight, _ = weights
-    inputs = (x, skip, gates, x, weight, res_weight, skip_weight)
-    layer.backward(*inputs, x, weights, cond, 1, dilation)
+def launch(op, sizes, dtype):
+    """A case of an op, forward and where it has gradients backward."""
+    args, options = cases.arguments(op, sizes, dtype)
+    leaves = [v.requires_grad_() for v in args if cases.is_float(v)]
+    outputs = [y for y in cases.tensors(cases.call(op, args, options)) if y.requires_grad]
+    if outputs:
+        torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs])
+
+
+def compile_op(op, file, capability, device=""):
+    """Of every launch of an op's cases in every dtype: dtype, kernel, constants, binary."""
+    for dtype in file.CANDIDATES:
+        with compiling(capability, device) as found:
+            for sizes in cases.table(op).values():
+                launch(op, sizes, dtype)
+        yield from ((dtype, *launched) for launched in found)
+
+
+def devices(capability):
+    """The devices that dispatch knows: an unknown one, and those of `capability` with winners."""
+    return ["", *(d for d, w in _tuned.WINNERS.items() if w["capability"] == capability)]
+
+
+def missing(op, file, device, launched):
+    """What dispatch can choose and no launch did: triples of a dtype, a kernel and constants."""
+    ours = [v for name, v in vars(file).items() if name.endswith("_kernel")]
+    made = {(dtype, kernel, taken(kernel, constants)) for dtype, kernel, constants, _ in launched}
+    with mock.patch.object(_tuned, "device_name", return_value=device):
+        wanted = {
+            (dtype, kernel, taken(kernel, {**tuned, **choice}))
+            for dtype in file.CANDIDATES
+            for tuned in [_tuned.constants(op, file.CANDIDATES, dtype, torch.device("cpu"))]
+            for choice in file.choices(getattr(torch, dtype))
+            for kernel in ours
+        }
+    return [(dtype, k.__name__, dict(constants)) for dtype, k, constants in wanted - made]
+
+
+def taken(kernel, constants):
+    """Those of the constants that a kernel takes, to be compared."""
+    names = (*kernel.arg_names, "num_warps")
+    return tuple(sorted((name, v) for name, v in constants.items() if name in names))
 
 
 def usage(binary):
-    """Registers a thread and bytes of stack, which spills fill, of a binary."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
+    """Registers a thread, and bytes of spill stores and loads, by ptxas on the binary's PTX."""
+    ptx = binary.asm["ptx"]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", text)
-    return int(registers), int(stack)
+        target = re.search(r"^\.target (\w+)", ptx, re.M)[1]
+        ptxas = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target}", file.name]
+        run = subprocess.run([*ptxas, "-o", os.devnull], check=True, capture_output=True, text=True)
+    ((_, *numbers, _),) = resources(run.stderr + run.stdout)
+    return numbers
 
 
-def launches(dtypes=("float32", "bfloat16", "float16")):
-    """What to launch, so that every choice is made: pairs of a name and a function."""
-    for dtype in dtypes:
-        if dtype in sampler.DTYPES:
-            yield f"wavenet_sample {dtype}", lambda d=dtype: sample(d)
-        for sizes in ((1024, 512), (1024, 1), (1001, 1)):
-            name = f"wavenet_layer {dtype}, T = {sizes[0]}, dilation = {sizes[1]}"
-            yield name, lambda d=dtype, s=sizes: train(getattr(torch, d), *s)
+def resources(text):
+    """Of each kernel that `ptxas -v` tells of: name, registers, spill stores and loads, shared."""
+    for part in text.split("Compiling entry function '")[1:]:
+        spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)[1]
+        shared = re.search(r"(\d+) bytes smem", part)
+        sizes = (registers, *spills.groups(), shared[1] if shared else 0)
+        yield part.partition("'")[0], *map(int, sizes)
 
 
-def table(capability, **options):
-    """Of each binary: launch, kernel, registers, bytes of stack, bytes of shared memory."""
-    for name, launch in launches(**options):
-        with compiling(capability) as found:
-            launch()
-        for binary in found.values():
-            yield name, binary.metadata.name, *usage(binary), binary.metadata.shared
+def row(capability, op, dtype, kernel, constants, numbers, shared, threads=0):
+    """A binary's line in the table, with how many programs an SM has room for."""
+    registers, stores, loads = numbers
+    row = {"capability": capability, "op": op, "dtype": dtype, "kernel": kernel}
+    row |= {"constants": constants, "registers": registers, "stores": stores, "loads": loads}
+    row |= {"shared": shared, "threads": threads, "programs": None}
+    if threads:
+        room = (FILE // (threads * -(-registers // 8) * 8), THREADS // threads, PROGRAMS)
+        row["programs"] = min(*room, (SHARED[capability] + RESERVED) // (shared + RESERVED))
+    return row
+
+
+def triton_rows(capability, candidates=False):
+    """A line for each binary of the Triton kernels, and what is missing."""
+    rows, lacking = {}, []
+    for op, file in triton_files().items():
+        for device in devices(capability):
+            launched = list(compile_op(op, file, capability, device))
+            lacking += [(op, device, *what) for what in missing(op, file, device, launched)]
+            if candidates:
+                launched += try_candidates(op, file, capability)
+            for dtype, kernel, constants, binary in launched:
+                if binary.hash not in rows:
+                    shared, threads = binary.metadata.shared, 32 * binary.metadata.num_warps
+                    what = (capability, op, dtype, kernel.__name__, constants)
+                    rows[binary.hash] = row(*what, usage(binary), shared, threads)
+    return list(rows.values()), lacking
+
+
+def try_candidates(op, file, capability):
+    """`compile_op` with every candidate in turn."""
+    for dtype, listed in file.CANDIDATES.items():
+        for tried in listed[1:]:
+            with mock.patch.dict(file.CANDIDATES, {dtype: [tried]}):
+                every = compile_op(op, file, capability)
+                yield from (found for found in every if found[0] == dtype)
+
+
+def cuda_rows(capability, sources=None):
+    """A line for each kernel of each csrc/*.cu."""
+    flags = (ROOT / "CMakeLists.txt").read_text()
+    (code,) = re.findall(rf"-gencode=(arch=\S+,code=sm_{capability}a?)\b", flags)
+    nvcc = [os.environ.get("CUDACXX") or "nvcc", "-cubin", "-std=c++17", "-Xptxas", "-v"]
+    nvcc += ["-gencode", code]
+    for source in sorted(ROOT.glob("csrc/*.cu")) if sources is None else sources:
+        command = [*nvcc, source, "-o", os.devnull]
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if run.returncode:
+            raise SystemExit(f"aot: {source.name} does not compile:\n{run.stdout}")
+        for kernel, *numbers, shared in resources(run.stdout):
+            yield row(capability, source.name, "", kernel, {}, numbers, shared)
+
+
+def tell(row):
+    """A row as a line of text, with its share of each limit."""
+    registers, shared, limit = row["registers"], row["shared"], SHARED[row["capability"]]
+    file = registers * row["threads"] / FILE
+    parts = [f"sm_{row['capability']}", f"{row['kernel']:14} {row['dtype']:8}"]
+    parts += [f"{registers:3} registers ({registers / REGISTERS:4.0%}, file {file:4.0%})"]
+    parts += [f"spills {row['stores']}+{row['loads']} B"]
+    parts += [f"shared {shared:6} B ({shared / limit:4.0%})", f"{row['programs'] or '?'} an SM"]
+    return "  ".join([*parts, " ".join(f"{k}={v}" for k, v in row["constants"].items())])
 
 
 def main():
-    print(f"triton {triton.__version__}")
-    for capability in SHARED:
-        for name, kernel, registers, stack, shared in table(capability):
-            sizes = f"{registers:3} registers {stack:4} B stack {shared:6} B shared"
-            print(f"sm_{capability}  {kernel:14} {sizes}  {name}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, choices=SHARED, help="one alone")
+    parser.add_argument("--candidates", action="store_true", help="the tuner's candidates too")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
+    rows, lacking = [], []
+    for capability in [options.capability] if options.capability else SHARED:
+        found, lacks = triton_rows(capability, options.candidates)
+        rows += [*found, *(cuda_rows(capability) if nvcc else ())]
+        lacking += [(capability, *what) for what in lacks]
+    if options.json:
+        print(json.dumps({"rows": rows, "missing": lacking}))
+        return
+    print(f"triton {triton.__version__}, {nvcc or 'no nvcc: the CUDA files are not compiled'}")
+    print(*map(tell, rows), sep="\n")
+    print(*(f"not compiled: {what}" for what in lacking), sep="\n")
 
 
 if __name__ == "__main__":

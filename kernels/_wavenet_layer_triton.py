@@ -9,14 +9,29 @@ import triton
 import triton.language as tl
 
 from ._triton import INTERPRET, at, dot, rounded
+from ._tuned import constants
 
 CHUNK = tl.constexpr(1024)  # a span of samples is a multiple
 SPANS = 512  # about how many there are at most
-WARPS = 8
-CONSTANTS = {  # rows and columns of a program, terms of a product at once, loads on their way
-    torch.float32: {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3},
-    torch.bfloat16: {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3},
-    torch.float16: {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3},
+HALF = [
+    {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3, "num_warps": 8},
+    {"ROWS": 64, "COLUMNS": 128, "DEPTH": 64, "STAGES": 3, "num_warps": 8},
+    {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64, "STAGES": 2, "num_warps": 8},
+    {"ROWS": 64, "COLUMNS": 128, "DEPTH": 32, "STAGES": 4, "num_warps": 8},
+    {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "STAGES": 4, "num_warps": 4},
+    {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 2, "num_warps": 4},
+]
+CANDIDATES = {  # rows and columns of a program, terms of a product at once, loads on their way
+    "float32": [
+        {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
+        {"ROWS": 32, "COLUMNS": 128, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
+        {"ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
+        {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "STAGES": 2, "num_warps": 8},
+        {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 4},
+        {"ROWS": 32, "COLUMNS": 64, "DEPTH": 32, "STAGES": 2, "num_warps": 4},
+    ],
+    "bfloat16": HALF,
+    "float16": HALF,
 }
 
 
@@ -324,21 +339,21 @@ def forward(
     """Write out, skip_out and gates of `_wavenet_layer`."""
     (B, R, T), (G, _, K), S, res = x.shape, weight.shape, skip.shape[1], res_weight is not None
     H, F, save = G // 2, 0 if cond is None else cond.shape[2], gates is not None
-    dilation, h, constants = min(dilation, T), x.new_empty(B, H, T), choose(x, T, R, H, S, dilation)
-    rows, columns = constants["ROWS"], constants["COLUMNS"]
+    dilation, h, chosen = min(dilation, T), x.new_empty(B, H, T), choose(x, T, R, H, S, dilation)
+    rows, columns = chosen["ROWS"], chosen["COLUMNS"]
     launch(
         gate_kernel,
         B * blocks(H, rows // 2) * blocks(T, columns),
         *(x, weight.permute(2, 0, 1), bias, cond if F else bias, gates if save else h, h),
         *(T, R, H, K, F, hop, dilation, int(save)),
-        **constants,
+        **chosen,
     )
     launch(
         add_kernel,
         B * (blocks(R * res, rows) + blocks(S, rows)) * blocks(T, columns),
         *(h, x, skip, res_weight if res else skip_weight, res_bias if res else skip_bias),
         *(skip_weight, skip_bias, out if res else skip_out, skip_out, T, R * res, H, S),
-        **constants,
+        **chosen,
     )
 
 
@@ -359,36 +374,36 @@ def backward(
     """Write what `_wavenet_layer_backward` returns."""
     (B, R, T), (G, _, K), (S, H), res = x.shape, weight.shape, skip_weight.shape, dout is not None
     da, h, dilation = x.new_empty(B, G, T), x.new_empty(B, H, T), min(dilation, T)
-    constants = choose(x, T, R, H, S, dilation)
-    rows, columns = constants["ROWS"], constants["COLUMNS"]
+    chosen = choose(x, T, R, H, S, dilation)
+    rows, columns = chosen["ROWS"], chosen["COLUMNS"]
     launch(
         dgate_kernel,
         B * blocks(H, rows) * blocks(T, columns),
         *(dout if res else dskip, dskip, gates, res_weight if res else skip_weight, skip_weight),
         *(da, h, T, R * res, H, S),
-        **constants,
+        **chosen,
     )
     if dx is not None:
         launch(
             dx_kernel,
             B * blocks(R, rows) * blocks(T, columns),
             *(da, weight.permute(2, 0, 1), dout if res else x, dx, T, R, H, K, dilation, int(res)),
-            **constants,
+            **chosen,
         )
     if dweights is not None:
         products = ((da, x, K), (dout, h, 1), (dskip, h, 1))
         for i, (dy, y, taps) in enumerate(products):
             if dy is not None:
-                dweight(dy, y, taps, dilation, constants, *dweights[2 * i : 2 * i + 2])
+                dweight(dy, y, taps, dilation, chosen, *dweights[2 * i : 2 * i + 2])
     if dcond is not None:
         F = dcond.shape[2]
-        launch(dcond_kernel, B * blocks(G, rows) * F, da, dcond, T, G, F, hop, **constants)
+        launch(dcond_kernel, B * blocks(G, rows) * F, da, dcond, T, G, F, hop, **chosen)
 
 
-def dweight(dy, x, K, dilation, constants, dweight, dbias):
+def dweight(dy, x, K, dilation, chosen, dweight, dbias):
     """dweight (rows, columns) or (rows, columns, K) = sum_t dy x^T, dbias = sum_t dy."""
     (B, rows, T), columns = dy.shape, x.shape[1]
-    span, unit = max(1, B * T // (SPANS * CHUNK.value)), constants["ROWS"]
+    span, unit = max(1, B * T // (SPANS * CHUNK.value)), chosen["ROWS"]
     parts = B * blocks(T, span * CHUNK.value)
     sums = x.new_empty(parts, K, rows, columns, dtype=torch.float32)
     totals = x.new_empty(parts, rows, dtype=torch.float32)
@@ -396,7 +411,7 @@ def dweight(dy, x, K, dilation, constants, dweight, dbias):
         dweight_kernel,
         parts * K * blocks(rows, unit) * blocks(columns, unit),
         *(dy, x, sums, totals, T, rows, columns, K, dilation, span),
-        **constants,
+        **chosen,
     )
     dweight.copy_(sums.sum(0).permute(1, 2, 0).view(dweight.shape))
     dbias.copy_(totals.sum(0))
@@ -406,9 +421,10 @@ def launch(kernel, programs, *args, **constants):
     """Run `programs` programs with those constants that `kernel` takes."""
     if programs:
         args = [aligned(v) if isinstance(v, torch.Tensor) else v for v in args]
-        constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+        taken = (*kernel.arg_names, "num_warps")
+        constants = {name: v for name, v in constants.items() if name in taken}
         with torch.cuda.device_of(args[0]):
-            kernel[(programs,)](*args, **constants, num_warps=WARPS, num_stages=1)
+            kernel[(programs,)](*args, **constants, num_stages=1)
 
 
 def aligned(x):
@@ -418,13 +434,19 @@ def aligned(x):
 
 
 def choose(x, *sizes):
-    """The constants for dtype and sizes; UNIT elements, 16 bytes if they fit, move in a load.
+    """The constants for a tensor's dtype and device, and for sizes, the last of them the dilation.
 
-    The last of the sizes is the dilation.
+    UNIT elements, 16 bytes if they fit, move in a load, and STEP where it is shifted.
     """
     unit = 16 // x.element_size()
     unit, step = (unit if all(n % unit == 0 for n in v) else 1 for v in (sizes[:-1], sizes))
-    return {**CONSTANTS[x.dtype], "UNIT": unit, "STEP": step}
+    return {**constants("wavenet_layer", CANDIDATES, x.dtype, x.device), "UNIT": unit, "STEP": step}
+
+
+def choices(dtype):
+    """What `choose` may add to the constants of a dtype."""
+    unit = 16 // dtype.itemsize
+    return [{"UNIT": u, "STEP": s} for u, s in ((unit, unit), (unit, 1), (1, 1))]
 
 
 def blocks(size, unit):

@@ -13,16 +13,27 @@ import triton
 import triton.language as tl
 
 from ._triton import at, dot, rounded
+from ._tuned import constants
 
 M = tl.constexpr(16)  # streams of a program: the fewest rows that tl.dot multiplies
 UNIT = tl.constexpr(64)  # R and H are padded to a multiple
 WIDE = tl.constexpr(128)  # 2H, S and O too
 REAL = tl.constexpr(16)  # rows of a float32 tile
-WARPS = 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CONSTANTS = {  # rows of a tile, and how many tiles are on their way
-    "float32": {"DEPTH": 16, "STAGES": 4},
-    "bfloat16": {"DEPTH": 64, "STAGES": 4},
+CANDIDATES = {  # rows of a tile, and how many tiles are on their way
+    "float32": [
+        {"DEPTH": 16, "STAGES": 4, "num_warps": 8},
+        {"DEPTH": 16, "STAGES": 6, "num_warps": 8},
+        {"DEPTH": 16, "STAGES": 4, "num_warps": 4},
+        {"DEPTH": 32, "STAGES": 3, "num_warps": 8},
+    ],
+    "bfloat16": [
+        {"DEPTH": 64, "STAGES": 4, "num_warps": 8},
+        {"DEPTH": 64, "STAGES": 6, "num_warps": 8},
+        {"DEPTH": 64, "STAGES": 4, "num_warps": 4},
+        {"DEPTH": 32, "STAGES": 6, "num_warps": 8},
+        {"DEPTH": 32, "STAGES": 6, "num_warps": 4},
+    ],
 }
 
 
@@ -102,7 +113,7 @@ def project(to, base, stride, features, C, w, CB, gates):
 
 
 @triton.jit
-def choose(z, A, u, rate, DEPTH: tl.constexpr):
+def pick(z, A, u, rate, DEPTH: tl.constexpr):
     """The number of entries of cdf(softmax(rate z)) <= u, at most the last class of positive
     probability; at rate 0 the likeliest class. z: a vector    u: (M, 1)    returns: (M, 1)"""
     top = tl.full((M, 1), -float("inf"), tl.float32)
@@ -291,7 +302,7 @@ def sample_kernel(
         if t >= P:
             z = sums + 2 * M * S
             u = tl.load(uniforms + at(t, N, stream))
-            code = choose(z, tl.where(mixtures > 0, mixtures, O), u, rate, DEPTH)
+            code = pick(z, tl.where(mixtures > 0, mixtures, O), u, rate, DEPTH)
             if mixtures > 0:
                 q = tl.load(quantiles + at(t, N, stream))
                 code = place(z, code, mixtures, q, temperature, classes, DEPTH)
@@ -349,8 +360,7 @@ def wavenet_sample_triton(
                 *(C, cond.shape[2], hop, L, K, R, RB, HB, SB, OB, blocks(C, REAL), O),
                 *(classes, mixtures, int(logits), 2 / (classes - 1), temperature),
                 1 / max(temperature, 1e-30) if temperature else 0.0,
-                **CONSTANTS[packed.dtype],
-                num_warps=WARPS,
+                **choose(packed.dtype, rings.device),
                 num_stages=1,
             )
     codes = codes.t()[:n].long()  # (n, K + T)
@@ -358,6 +368,16 @@ def wavenet_sample_triton(
     if logits:
         values = values.transpose(0, 1)[:n].contiguous()
     return codes[:, K:].contiguous(), rings[:n], codes[:, -K:].contiguous(), values, failed
+
+
+def choose(dtype, device):
+    """The constants for a dtype and a device; `pack` lays tiles out by them."""
+    return constants("wavenet_sample", CANDIDATES, dtype, device)
+
+
+def choices(dtype):
+    """What `choose` may add to the constants of a dtype."""
+    return [{}]
 
 
 def blocks(size, unit):
@@ -390,7 +410,7 @@ def pack(weights, dtype):
         raise ValueError(f"wavenet_sample: dtype on a GPU: expected {list(DTYPES)}, got {dtype!r}")
     device = weights.conv.device
     w = type(weights)(*(v if v is None else v.detach().to("cpu", torch.float32) for v in weights))
-    depth = CONSTANTS[dtype]["DEPTH"]
+    depth = choose(dtype, device)["DEPTH"]
     conv = gates(pad(w.conv[1:].permute(0, 3, 2, 1), -2, UNIT)).flatten(1, 2)  # (L - 1, K R, 2H)
     res = pad(pad(w.res.transpose(1, 2), -1, UNIT), -2, UNIT)
     skip = pad(pad(w.skip.transpose(1, 2), -1, WIDE), -2, UNIT).flatten(0, 1)  # (L H, S)

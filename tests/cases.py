@@ -1,8 +1,62 @@
-"""The inputs of each op, for tests and benchmarks: a maker and a table of sizes by name."""
+"""The inputs of each op, for tests and benchmarks: a maker and a table of sizes by name.
+
+The maker has the op's name, the table that name in capitals; the maker returns the arguments of
+`kernels.<op>`, and last a dict of its options if it has some. So every kernel is found by tests
+that are of no kernel in particular: those on a GPU, and those that compile for one.
+"""
+
+import inspect
 
 import torch
 
 from fastgen import kernels
+
+
+def ops():
+    """The names of the ops that have cases."""
+    return [name for name in kernels.__all__ if name.upper() in globals()]
+
+
+def table(op):
+    """The sizes of an op's cases, by name."""
+    return globals()[op.upper()]
+
+
+def arguments(op, sizes, dtype, device="cpu"):
+    """Arguments and options of `kernels.<op>`, in the dtype of that name: an option, or inputs'."""
+    made = globals()[op](**sizes)
+    args, options = (made[:-1], made[-1]) if isinstance(made[-1], dict) else (made, {})
+    if "dtype" in inspect.signature(getattr(kernels, op)).parameters:
+        return moved(args, device), {**moved(options, device), "dtype": dtype}
+    to = getattr(torch, dtype)
+    return tuple(v.to(device, to) if is_float(v) else moved(v, device) for v in args), options
+
+
+def call(op, args, options):
+    return getattr(kernels, op)(*args, **options)
+
+
+def is_float(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def moved(x, device):
+    """A tensor, or those in a tuple, a list or a dict, on `device`; anything else as it is."""
+    if isinstance(x, torch.Tensor):
+        return x.to(device)
+    if isinstance(x, dict):
+        return {name: moved(v, device) for name, v in x.items()}
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(moved(v, device) for v in x))
+    return type(x)(moved(v, device) for v in x) if isinstance(x, (list, tuple)) else x
+
+
+def tensors(x):
+    """The tensors in what an op returns."""
+    if isinstance(x, torch.Tensor):
+        return [x]
+    return [t for v in x for t in tensors(v)] if isinstance(x, (list, tuple)) else []
+
 
 T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
 
@@ -45,6 +99,8 @@ WAVENET_LAYER = {
     "a tile and one": {"T": T_TILE + 1, "dilation": 2},
     "many tiles": {"B": 2, "R": 8, "S": 16, "H": 8, "T": 7 * T_TILE + 5, "dilation": 100},
     "three taps": {"R": 16, "S": 24, "H": 16, "K": 3, "T": 130, "dilation": 33},
+    "units of loads": {"R": 8, "S": 16, "H": 8, "T": 16, "dilation": 8, "F": 2, "hop": 8},
+    "units of loads, shifted": {"R": 8, "S": 16, "H": 8, "T": 24, "dilation": 3},
     "wide": {"B": 1, "R": 40, "S": 150, "H": 20, "T": 30},
     "last layer": {"T": 40, "res": False, "dilation": 4},
     "frames": {"T": 100, "F": 3, "hop": 40, "dilation": 2},

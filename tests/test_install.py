@@ -200,7 +200,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(checkout):
     (wheel,) = checkout.glob("wheels/*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     want = {f.relative_to(ROOT).as_posix() for f in ROOT.glob("fastgen/**/*.py")}
-    want |= {f"fastgen/{f.relative_to(ROOT).as_posix()}" for f in ROOT.glob("kernels/*.py")}
+    want |= {f"fastgen/{f.relative_to(ROOT).as_posix()}" for f in ROOT.glob("kernels/*.[pj]*")}
     want |= {f"fastgen/weights/{f.name}" for f in ROOT.glob("fastgen/weights/*.*")}
     want |= {"fastgen/weights/LICENSE", f"fastgen/{Path(_op.native.__file__).name}"}
     assert names == want

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: in Triton's interpreter, and compiled ahead of time.
+"""The Triton kernels in Triton's interpreter, and on a GPU where there is one.
 
 Whether a kernel is interpreted is settled when it is defined, so a child process runs `CHECKS`.
 """
@@ -6,12 +6,9 @@ Whether a kernel is interpreted is settled when it is defined, so a child proces
 import importlib
 import json
 import os
-import runpy
 import subprocess
 import sys
 import traceback
-import types
-from pathlib import Path
 
 import cases
 import numpy as np
@@ -30,7 +27,6 @@ triton_layer = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-AOT = Path(__file__).parents[1] / "bench" / "aot.py"
 CHECKS = {}
 
 
@@ -385,33 +381,6 @@ def test_on_a_gpu(name):
 def test_long_samples_on_a_gpu(K):
     sizes = {"L": 10, "R": 64, "H": 64, "S": 256, "A": 256, "K": K, "C": 80, "hop": 50}
     hold(*sample(n=40, T=300, **sizes)[:3], tolerance=1e-4)
-
-
-@pytest.fixture(scope="module")
-def aot():
-    return types.SimpleNamespace(**runpy.run_path(str(AOT)))
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-def test_nothing_spills(aot, capability):
-    rows = list(aot.table(capability, dtypes=("float32", "bfloat16")))
-    assert len(rows) == 2 * (1 + 3 * 6)
-    for launch, kernel, registers, stack, shared in rows:
-        assert registers <= 255, launch
-        assert stack == 0, f"{launch}: {kernel} spills {stack} bytes"
-        assert shared <= aot.SHARED[capability], f"{launch}: {kernel} takes {shared} bytes"
-
-
-def test_one_binary_samples_from_every_model(aot):
-    with aot.compiling(90) as found:
-        for dtype in ("float32", "bfloat16"):
-            aot.sample(dtype)
-            aot.sample(dtype, layers=30, R=128, G=256, S=128, K=3)
-            aot.sample(dtype, layers=1, R=1, G=2, S=1, A=2)
-    assert len(found) == 2
-    for binary in found.values():
-        # loads that may come from a cache that stores do not reach
-        assert "ld.global.nc" not in binary.asm["ptx"]
 
 
 def test_a_launch_on_the_cpu_is_interpreted_or_none(monkeypatch):
