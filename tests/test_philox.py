@@ -37,7 +37,7 @@ def scalar_philox(counter, key):
 @pytest.mark.parametrize(("inputs", "answer"), [*zip(KNOWN, ANSWERS, strict=True)])
 def test_known_answers(inputs, answer):
     counter, key = map(words, inputs)
-    got = philox([np.array([c], dtype=np.uint64) for c in counter], key)
+    got = philox([torch.tensor([c]) for c in counter], key)
     assert [int(c[0]) for c in got] == words(answer)
     assert list(scalar_philox(counter, key)) == words(answer)
 
@@ -83,6 +83,13 @@ def test_even_and_independent(draw):
         v = (u / bits) % 1
         assert abs(v.mean() - 0.5) < 4.5 * (12 * n) ** -0.5
         assert abs(torch.corrcoef(torch.stack([v[1:], v[:-1]]))[0, 1]) < 4.5 * n**-0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_the_same():
+    options = {"seed": 2**63 + 5, "n": 7, "length": 50, "start": 2**32 - 20, "draws": 2}
+    assert torch.equal(uniforms(**options, device="cuda").cpu(), uniforms(**options))
 
 
 def test_no_numbers():

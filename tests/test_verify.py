@@ -68,8 +68,8 @@ def test_a_sampler_of_another_distribution_is_found(monkeypatch):
 
 
 def test_a_stream_that_begins_again_with_each_chunk_is_found(monkeypatch):
-    def forget(seed, n, length, start=0, draws=1):
-        return uniforms(seed, n, length, 0, draws)
+    def forget(seed, n, length, start=0, *options):
+        return uniforms(seed, n, length, 0, *options)
 
     uniforms = kernels.uniforms
     monkeypatch.setattr(wavenet_stream.kernels, "uniforms", forget)

@@ -183,7 +183,8 @@ class WaveNet(nn.Module):
             raise ValueError(f"sample: method expected 'cached' or 'naive', got {method!r}")
         check_size(n, length)
         if uniforms is None:
-            uniforms = kernels.uniforms(fresh(seed), n, length, draws=2 if self.mixtures else 1)
+            draws, device = 2 if self.mixtures else 1, self.out.weight.device
+            uniforms = kernels.uniforms(fresh(seed), n, length, draws=draws, device=device)
         elif uniforms.shape[:2] != (n, length):
             got = tuple(uniforms.shape)
             raise ValueError(f"sample: uniforms expected ({n}, {length}, ...), got {got}")

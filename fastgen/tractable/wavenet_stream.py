@@ -61,7 +61,8 @@ class Stream:
 
     @torch.no_grad()
     def draw(self, length, seed, state, frames):
-        uniforms = kernels.uniforms(seed, self.n, length, state.step, self.draws)
+        device = self.packed.weights.embed.device
+        uniforms = kernels.uniforms(seed, self.n, length, state.step, self.draws, device)
         options = {"state": state, "cond": frames, **self.options}
         return kernels.wavenet_sample(self.packed, uniforms, **options)
 
