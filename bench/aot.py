@@ -110,16 +110,15 @@ def devices(capability):
     return ["", *(d for d, w in _tuned.WINNERS.items() if w["capability"] == capability)]
 
 
-def missing(op, file, device, launched):
+def missing(file, device, launched):
     """What dispatch can choose and no launch did: triples of a dtype, a kernel and constants."""
     ours = [v for name, v in vars(file).items() if name.endswith("_kernel")]
     made = {(dtype, kernel, taken(kernel, constants)) for dtype, kernel, constants, _ in launched}
     with mock.patch.object(_tuned, "device_name", return_value=device):
         wanted = {
-            (dtype, kernel, taken(kernel, {**tuned, **choice}))
+            (dtype, kernel, taken(kernel, choice))
             for dtype in file.CANDIDATES
-            for tuned in [_tuned.constants(op, file.CANDIDATES, dtype, torch.device("cpu"))]
-            for choice in file.choices(getattr(torch, dtype))
+            for choice in file.choices(getattr(torch, dtype), torch.device("cpu"))
             for kernel in ours
         }
     return [(dtype, k.__name__, dict(constants)) for dtype, k, constants in wanted - made]
@@ -172,7 +171,7 @@ def triton_rows(capability, candidates=False):
     for op, file in triton_files().items():
         for device in devices(capability):
             launched = list(compile_op(op, file, capability, device))
-            lacking += [(op, device, *what) for what in missing(op, file, device, launched)]
+            lacking += [(op, device, *what) for what in missing(file, device, launched)]
             if candidates:
                 launched += try_candidates(op, file, capability)
             for dtype, kernel, constants, binary in launched:

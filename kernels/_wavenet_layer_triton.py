@@ -69,12 +69,12 @@ def along(start, N: tl.constexpr):
 
 
 @triton.jit
-def share(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which example, from which row and which column on this program computes."""
+def share(p, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which example, from which row and which column on program p computes."""
     across = tl.cdiv(rows, ROWS)
-    i = tl.program_id(0) // across
+    i = p // across
     column = i % tl.cdiv(columns, COLUMNS) * COLUMNS
-    return i // tl.cdiv(columns, COLUMNS), tl.program_id(0) % across * ROWS, column
+    return i // tl.cdiv(columns, COLUMNS), p % across * ROWS, column
 
 
 @triton.jit
@@ -112,7 +112,7 @@ def gate_kernel(
     """gates = tanh and sigmoid of the convolution, h their product."""
     T, R, H = multiple(T, UNIT), multiple(R, UNIT), multiple(H, UNIT)
     dilation = multiple(dilation, STEP)
-    b, i, t = share(H, T, ROWS // 2, COLUMNS)
+    b, i, t = share(tl.program_id(0), H, T, ROWS // 2, COLUMNS)
     # the tanh of ROWS / 2 channels, then their sigmoid
     j, t = down(0, ROWS), along(t, COLUMNS)
     channel = i + j % (ROWS // 2)
@@ -160,7 +160,7 @@ def add_kernel(
     """out = x + res_weight h + res_bias, skip_out = skip + skip_weight h + skip_bias."""
     T, R, H, S = multiple(T, UNIT), multiple(R, UNIT), multiple(H, UNIT), multiple(S, UNIT)
     first = tl.cdiv(R, ROWS) * ROWS  # where the rows of skip begin
-    b, i, t = share(first + S, T, ROWS, COLUMNS)
+    b, i, t = share(tl.program_id(0), first + S, T, ROWS, COLUMNS)
     res = i < first
     rows, i = tl.where(res, R, S), tl.where(res, i, i - first)
     weight = tl.where(res, res_weight, skip_weight)
@@ -197,7 +197,7 @@ def dgate_kernel(
 ):
     """da, the gradient of what tanh and sigmoid are taken of; h again."""
     T, R, H, S = multiple(T, UNIT), multiple(R, UNIT), multiple(H, UNIT), multiple(S, UNIT)
-    b, i, t = share(H, T, ROWS, COLUMNS)
+    b, i, t = share(tl.program_id(0), H, T, ROWS, COLUMNS)
     dh = tl.zeros((ROWS, COLUMNS), tl.float32)
     first = tl.cdiv(R, DEPTH)
     for n in tl.range(0, first + tl.cdiv(S, DEPTH), num_stages=STAGES):
@@ -238,7 +238,7 @@ def dx_kernel(
     """dx[t] = dout[t] + sum_k weight[k]^T da[t + (K - 1 - k) dilation]."""
     T, R, G = multiple(T, UNIT), multiple(R, UNIT), 2 * multiple(H, UNIT)
     dilation = multiple(dilation, STEP)
-    b, i, t = share(R, T, ROWS, COLUMNS)
+    b, i, t = share(tl.program_id(0), R, T, ROWS, COLUMNS)
     sum = tl.zeros((ROWS, COLUMNS), tl.float32)
     blocks = tl.cdiv(G, DEPTH)
     for n in tl.range(0, K * blocks, num_stages=STAGES):
@@ -272,7 +272,7 @@ def dweight_kernel(
 ):
     """dweight[k] = sum_t dy[t] x[t - (K - 1 - k) dilation]^T, dbias = sum_t dy[t], in a span."""
     T, dilation, span = multiple(T, UNIT), multiple(dilation, STEP), span * CHUNK
-    part, i, j = share(rows, K * tl.cdiv(columns, ROWS), ROWS, 1)
+    part, i, j = share(tl.program_id(0), rows, K * tl.cdiv(columns, ROWS), ROWS, 1)
     k, j = j % K, j // K * ROWS
     b, t = part // tl.cdiv(T, span), part % tl.cdiv(T, span) * span
     i = down(i, ROWS)
@@ -304,7 +304,7 @@ def dcond_kernel(
 ):
     """dcond[f]: da summed with the weight that frame f has in the samples around it."""
     T = multiple(T, UNIT)
-    b, i, f = share(G, F, ROWS, 1)
+    b, i, f = share(tl.program_id(0), G, F, ROWS, 1)
     i = down(i, ROWS)
     start = at(tl.maximum(f - 1, 0), hop, 0)
     end = tl.where(f == F - 1, T, tl.minimum(at(f + 1, hop, 0), T))
@@ -403,7 +403,7 @@ def backward(
 def dweight(dy, x, K, dilation, chosen, dweight, dbias):
     """dweight (rows, columns) or (rows, columns, K) = sum_t dy x^T, dbias = sum_t dy."""
     (B, rows, T), columns = dy.shape, x.shape[1]
-    span, unit = max(1, B * T // (SPANS * CHUNK.value)), chosen["ROWS"]
+    span, unit = spans(B, T), chosen["ROWS"]
     parts = B * blocks(T, span * CHUNK.value)
     sums = x.new_empty(parts, K, rows, columns, dtype=torch.float32)
     totals = x.new_empty(parts, rows, dtype=torch.float32)
@@ -415,6 +415,29 @@ def dweight(dy, x, K, dilation, chosen, dweight, dbias):
     )
     dweight.copy_(sums.sum(0).permute(1, 2, 0).view(dweight.shape))
     dbias.copy_(totals.sum(0))
+
+
+def spans(B, T):
+    """How many CHUNKs a span has: as many as make about SPANS spans, but none beyond T."""
+    return max(1, min(B * T // (SPANS * CHUNK.value), blocks(T, CHUNK.value)))
+
+
+def check_sizes(inputs, hop, dilation):
+    """Raise ValueError for what 32 bits cannot count: samples, rows, and programs."""
+    x, skip, weight, *_, cond = inputs
+    (B, R, T), (G, _, K), S = x.shape, weight.shape, skip.shape[1]
+    chosen, F = choose(x, T, R, G // 2, S, min(dilation, T)), 0 if cond is None else cond.shape[2]
+    rows, columns, edge = chosen["ROWS"], chosen["COLUMNS"], CHUNK.value
+    tiles = blocks(T, columns), blocks(T, spans(B, T) * CHUNK.value) * K * blocks(max(R, G), rows)
+    most = {
+        "samples": T + (K - 1) * min(dilation, T) + edge,
+        "rows": max(B, R + S, G, K * (max(R, G) + edge)) + edge,
+        "frames": max(F, hop),
+        "programs": B * max(blocks(R, rows) + 2 * blocks(max(G, S), rows), 1) * max(*tiles, F),
+    }
+    for name, number in most.items():
+        if number >= 2**31:
+            raise ValueError(f"wavenet_layer: expected under 2^31 {name} on a GPU, got {number}")
 
 
 def launch(kernel, programs, *args, **constants):
@@ -436,17 +459,24 @@ def aligned(x):
 def choose(x, *sizes):
     """The constants for a tensor's dtype and device, and for sizes, the last of them the dilation.
 
-    UNIT elements, 16 bytes if they fit, move in a load, and STEP where it is shifted.
+    UNIT elements, 16 bytes if they fit, move in a load, and STEP where it is shifted; where they do
+    not fit, the constants are the default, for the others spill.
     """
     unit = 16 // x.element_size()
     unit, step = (unit if all(n % unit == 0 for n in v) else 1 for v in (sizes[:-1], sizes))
-    return {**constants("wavenet_layer", CANDIDATES, x.dtype, x.device), "UNIT": unit, "STEP": step}
+    return {**tuned(x.dtype, x.device, unit), "UNIT": unit, "STEP": step}
 
 
-def choices(dtype):
-    """What `choose` may add to the constants of a dtype."""
+def choices(dtype, device):
+    """All that `choose` may return."""
     unit = 16 // dtype.itemsize
-    return [{"UNIT": u, "STEP": s} for u, s in ((unit, unit), (unit, 1), (1, 1))]
+    pairs = ((unit, unit), (unit, 1), (1, 1))
+    return [{**tuned(dtype, device, u), "UNIT": u, "STEP": step} for u, step in pairs]
+
+
+def tuned(dtype, device, unit):
+    whole = constants("wavenet_layer", CANDIDATES, dtype, device)
+    return whole if unit > 1 else CANDIDATES[str(dtype).removeprefix("torch.")][0]
 
 
 def blocks(size, unit):

@@ -24,15 +24,13 @@ CANDIDATES = {  # rows of a tile, and how many tiles are on their way
     "float32": [
         {"DEPTH": 16, "STAGES": 4, "num_warps": 8},
         {"DEPTH": 16, "STAGES": 6, "num_warps": 8},
-        {"DEPTH": 16, "STAGES": 4, "num_warps": 4},
-        {"DEPTH": 32, "STAGES": 3, "num_warps": 8},
+        {"DEPTH": 16, "STAGES": 3, "num_warps": 8},
     ],
     "bfloat16": [
         {"DEPTH": 64, "STAGES": 4, "num_warps": 8},
         {"DEPTH": 64, "STAGES": 6, "num_warps": 8},
         {"DEPTH": 64, "STAGES": 4, "num_warps": 4},
         {"DEPTH": 32, "STAGES": 6, "num_warps": 8},
-        {"DEPTH": 32, "STAGES": 6, "num_warps": 4},
     ],
 }
 
@@ -61,6 +59,12 @@ def product(out, x, w, tiles, N: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.c
 
 
 @triton.jit
+def slot(step, tap, dilation, K):
+    """Where a ring keeps the vector that lies (K - 1 - tap) dilation before `step`."""
+    return (step + tap * dilation) % ((K - 1) * dilation)
+
+
+@triton.jit
 def convolve(
     out,  # (M, WIDE)
     y,  # (M, RB UNIT) of step t
@@ -79,8 +83,7 @@ def convolve(
     tiles = RB * (UNIT // DEPTH)
     for i in tl.range(0, K * tiles, num_stages=STAGES):
         tap = i // tiles
-        slot = (t + tap * dilation) % ((K - 1) * dilation)  # that of t - (K - 1 - tap) dilation
-        x = tl.where(tap < K - 1, ring + at(slot, R, 0), y)
+        x = tl.where(tap < K - 1, ring + at(slot(t, tap, dilation, K), R, 0), y)
         stride = tl.where(tap < K - 1, width, RB * UNIT)
         r = i % tiles * DEPTH + tl.arange(0, DEPTH)[None, :]
         x = tl.load(x + at(tl.arange(0, M)[:, None], stride, r), mask=r < R, other=0)
@@ -266,11 +269,11 @@ def sample_kernel(
                 tl.store(h + (l * H + j * UNIT) * M + block(UNIT, DEPTH), a)
             tl.debug_barrier()
 
-            slot = (start + t) % ((K - 1) * dilation)
+            here = slot(start + t, 0, dilation, K)
             for j in tl.range(0, RB, disable_licm=True):
                 r = j * UNIT + tl.arange(0, UNIT)[None, :]
                 vector = tl.load(now + m * padded + r)
-                tl.store(ring + at(m, width, at(slot, R, r)), vector, mask=(r < R) & (l > 0))
+                tl.store(ring + at(m, width, at(here, R, r)), vector, mask=(r < R) & (l > 0))
                 if l < L - 1:
                     vector += tl.load(biases + l * padded + r)
                     w = res + l * res_size + at(j, H * UNIT, 0)
@@ -327,13 +330,17 @@ def wavenet_sample_triton(
     temperature,
     logits,
 ):
-    """`wavenet_sample_ref`, but of weights that `pack` laid out."""
+    """`wavenet_sample_ref`, but of weights that `pack` laid out.
+
+    Raises ValueError for sizes that 32 bits cannot count.
+    """
     w = packed.weights
     n, T = uniforms.shape[:2]
     (L, G, R, K), S, O = w.conv.shape, w.hidden.shape[0], w.out.shape[0]
     RB, HB = blocks(R, UNIT), blocks(G // 2, UNIT)
     SB, OB = blocks(S, WIDE), blocks(O, WIDE)
     C, N = cond.shape[1], blocks(n, M) * M.value
+    check_sizes(N, T, K, dilations, L, RB * UNIT.value, HB * UNIT.value, SB, OB, C, hop)
     codes = torch.cat([history, prefix], 1).t().int()  # (K + P, n)
     codes = F.pad(codes, (0, N - n, 0, T - prefix.shape[1]), value=-1)
     rings = pad(rings, 0, M).clone()
@@ -375,9 +382,26 @@ def choose(dtype, device):
     return constants("wavenet_sample", CANDIDATES, dtype, device)
 
 
-def choices(dtype):
-    """What `choose` may add to the constants of a dtype."""
-    return [{}]
+def choices(dtype, device):
+    """All that `choose` may return."""
+    return [choose(dtype, device)]
+
+
+def check_sizes(N, T, K, dilations, L=1, R=1, H=1, SB=1, OB=1, C=0, hop=1):
+    """Raise ValueError for what 32 bits cannot count. R and H are padded."""
+    deepest, rows, wide = (K - 1) * max(dilations), M.value, WIDE.value
+    most = {
+        "streams": N,
+        "steps": T + K + 2 * deepest,
+        "steps and frames": T + 2 * hop,
+        "numbers of a program": rows * (2 * R + 5 * L * H + (2 * SB + OB) * wide),
+        "weights of a product": wide * max(K * R, L * H, SB * wide),
+        "weights of features": (C + REAL.value) * L * 2 * H,
+        "features of a program": rows * C,
+    }
+    for name, number in most.items():
+        if number >= 2**31:
+            raise ValueError(f"wavenet_sample: expected under 2^31 {name} on a GPU, got {number}")
 
 
 def blocks(size, unit):

@@ -68,6 +68,9 @@ def wavenet_layer(
     if transformed(inputs):
         return wavenet_layer_ref(*inputs, hop, dilation)
     if inputs[0].dtype != torch.float64 and on_triton(inputs[0], "wavenet_layer"):
+        from ._wavenet_layer_triton import check_sizes
+
+        check_sizes(inputs, hop, dilation)
         return run(inputs, hop, dilation)
     if x.device.type in ("cpu", "meta") and native is not None:
         return wavenet_layer_cpu(inputs, hop, dilation)

@@ -5,7 +5,9 @@ The maker has the op's name, the table that name in capitals; the maker returns 
 that are of no kernel in particular: those on a GPU, and those that compile for one.
 """
 
+import contextlib
 import inspect
+import os
 
 import torch
 
@@ -20,6 +22,17 @@ def ops():
 def table(op):
     """The sizes of an op's cases, by name."""
     return globals()[op.upper()]
+
+
+# the most of a size that Triton's interpreter has patience for
+PATIENCE = {"wavenet_sample": {"T": 2, "P": 2}}
+
+
+def brief(op, sizes):
+    """`sizes`, cut for the interpreter."""
+    defaults = inspect.signature(globals()[op]).parameters
+    limits = PATIENCE.get(op, {}).items()
+    return {**sizes, **{k: min(most, sizes.get(k, defaults[k].default)) for k, most in limits}}
 
 
 def arguments(op, sizes, dtype, device="cpu"):
@@ -197,3 +210,51 @@ WAVENET_SAMPLE = {
     "cold mixture": {"M": 3, "A": 65536, "temperature": 0.5, "C": 2, "hop": 7},
     "heaviest components": {"M": 17, "A": 31, "temperature": 0.0},
 }
+
+
+def wavenet_sample_holds(args, options, device):
+    """Hold `wavenet_sample` on `device` to float64: its logits along the codes that it draws.
+
+    The codes are those that its logits give, but where u is near a step of the CDF.
+    """
+    weights, uniforms = args
+    dtype, A, M = options["dtype"], options["classes"], options["mixtures"]
+    codes, state, logits = moved(
+        kernels.wavenet_sample(*moved(args, device), **moved(options, device), logits=True), "cpu"
+    )
+    if dtype == "bfloat16":
+        names = ("res", "skip", "hidden", "out")
+        rounded = {name: getattr(weights, name).bfloat16().double() for name in names}
+        conv = torch.cat([weights.conv[:1], weights.conv[1:].bfloat16().double()])
+        weights = weights._replace(**rounded, conv=conv)
+    given = {**options, "dtype": "float64", "prefix": codes, "logits": True}
+    with reference():
+        _, state_want, want = kernels.wavenet_sample(weights, uniforms, **given)
+    assert torch.equal(state.history, state_want.history)
+    assert logits.shape == want.shape
+    if not logits.numel():
+        return
+    bound = {"float32": 1e-5, "bfloat16": 0.02}[dtype]
+    assert (logits - want).abs().max() <= bound * want.abs().max()
+    P = 0 if options["prefix"] is None else options["prefix"].shape[1]
+    drawn, u = codes[:, P:].flatten(), uniforms[:, P:].flatten(0, 1)
+    logits = logits[:, P:].flatten(0, 1).double()
+    nearby = [
+        kernels.draw(logits, (u + e).clamp(0, 1 - 2**-53), options["temperature"], A, M)
+        for e in (-1e-5, 0, 1e-5)
+    ]
+    if M:  # and a mean may lie on either side of the middle between two codes
+        assert ((torch.stack(nearby) - drawn).abs().amin(0) <= 1).all()
+    else:
+        assert ((nearby[0] <= drawn) & (drawn <= nearby[2])).all()
+
+
+@contextlib.contextmanager
+def reference():
+    """Within, ops of CPU tensors run on the CPU's kernels, in a process that interprets too."""
+    interpret = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret

@@ -77,14 +77,14 @@ def test_all_that_dispatch_can_choose_is_compiled(tables, capability):
 
 def test_a_choice_that_no_case_makes_is_missing(monkeypatch):
     launched = list(aot.compile_op("wavenet_sample", sampler, 90))
-    assert aot.missing("wavenet_sample", sampler, "", launched) == []
+    assert aot.missing(sampler, "", launched) == []
     alone = [found for found in launched if found[0] == "float32"]
-    ((dtype, kernel, constants),) = aot.missing("wavenet_sample", sampler, "", alone)
+    ((dtype, kernel, constants),) = aot.missing(sampler, "", alone)
     assert (dtype, kernel) == ("bfloat16", "sample_kernel")
     assert constants == sampler.CANDIDATES["bfloat16"][0]
-    monkeypatch.setattr(sampler, "choices", lambda dtype: [{}, {"DEPTH": 128}])
-    found = aot.missing("wavenet_sample", sampler, "", launched)
-    assert [constants["DEPTH"] for *_, constants in found] == [128, 128]
+    monkeypatch.setattr(sampler, "choices", lambda *_: [{"DEPTH": 128}])
+    found = aot.missing(sampler, "", launched)
+    assert [constants for *_, constants in found] == [{"DEPTH": 128}] * 2
 
 
 def test_winners_are_compiled(monkeypatch):
@@ -94,8 +94,8 @@ def test_winners_are_compiled(monkeypatch):
     assert aot.devices(90) == ["", "A GPU"]
     assert aot.devices(80) == [""]
     launched = list(aot.compile_op("wavenet_sample", sampler, 90, "A GPU"))
-    assert aot.missing("wavenet_sample", sampler, "A GPU", launched) == []
-    assert len(aot.missing("wavenet_sample", sampler, "", launched)) == 1
+    assert aot.missing(sampler, "A GPU", launched) == []
+    assert len(aot.missing(sampler, "", launched)) == 1
 
 
 def test_one_binary_samples_from_every_model():
@@ -113,18 +113,20 @@ def test_one_binary_samples_from_every_model():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_choices_are_all_that_can_be_chosen(dtype):
+def test_choices_are_all_that_can_be_chosen(monkeypatch, dtype):
     x = torch.zeros(0, dtype=dtype)
-    seen = []
+    name, seen = str(dtype).removeprefix("torch."), []
+    winners = {"": {"capability": 90, "wavenet_layer": {name: layer.CANDIDATES[name][1]}}}
+    monkeypatch.setattr(_tuned, "WINNERS", winners)
     for size in range(1, 65):
         for dilation in (1, 2, 4, 8, 512):
             chosen = layer.choose(x, size, 64, 64, 256, dilation)
-            extra = {name: chosen.pop(name) for name in ("UNIT", "STEP")}
-            assert chosen == layer.CANDIDATES[str(dtype).removeprefix("torch.")][0]
-            assert size % extra["UNIT"] == 0
-            assert size % extra["STEP"] == dilation % extra["STEP"] == 0
-            seen += [extra] if extra not in seen else []
-    assert sorted(seen, key=str) == sorted(layer.choices(dtype), key=str)
+            assert size % chosen["UNIT"] == 0
+            assert size % chosen["STEP"] == dilation % chosen["STEP"] == 0
+            tuned = layer.CANDIDATES[name][int(chosen["UNIT"] > 1)]
+            assert tuned.items() <= chosen.items()
+            seen += [chosen] if chosen not in seen else []
+    assert sorted(seen, key=str) == sorted(layer.choices(dtype, x.device), key=str)
 
 
 @nvcc

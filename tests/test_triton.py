@@ -1,20 +1,18 @@
 """The Triton kernels in Triton's interpreter, and on a GPU where there is one.
 
-Whether a kernel is interpreted is settled when it is defined, so a child process runs `CHECKS`.
+What is checked of every kernel is in test_gpu.py.
 """
 
 import importlib
-import json
-import os
 import subprocess
 import sys
-import traceback
 
 import cases
 import numpy as np
 import pytest
 import torch
 from check import close, compare, evaluate
+from interpret import DEVICE, INTERPRETED, Checks, interpret
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen import kernels
@@ -24,16 +22,9 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 at = importlib.import_module("fastgen.kernels._triton").at
 triton_layer = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
+triton_sampler = importlib.import_module("fastgen.kernels._wavenet_sample_triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-CHECKS = {}
-
-
-def check(fn):
-    """One of the checks for the interpreter, and for a GPU."""
-    CHECKS[fn.__name__] = fn
-    return fn
+check = CHECKS = Checks()  # each for the interpreter, and for a GPU
 
 
 def network(L=3, R=5, H=7, S=9, A=11, K=2, C=0, mixtures=0):
@@ -86,15 +77,12 @@ def sample(n=2, T=4, P=0, C=0, hop=1, base=False, temperature=1.0, dtype="float3
 
 
 def moved(x, device=DEVICE):
-    """A tuple with its tensors on `device`."""
-    return type(x)(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in x))
+    return cases.moved(x, device)
 
 
 def layer(*inputs):
     """`wavenet_layer` on `DEVICE`, of and to tensors on the CPU."""
-    inputs = [v.to(DEVICE) if isinstance(v, torch.Tensor) else v for v in inputs]
-    out, skip_out = kernels.wavenet_layer(*inputs)
-    return None if out is None else out.cpu(), skip_out.cpu()
+    return moved(kernels.wavenet_layer(*moved(inputs)), "cpu")
 
 
 def hold(got, want, uniforms, tolerance=1e-5):
@@ -142,27 +130,11 @@ def samples_with_everything():
 
 
 @check
-def samples_of_more_than_a_tile():
-    hold(*sample(T=2, L=2, R=70, H=66, S=130, A=300, C=17)[:3])
-
-
-@check
-def samples_with_a_frame_a_step():
-    hold(*sample(T=2, C=2)[:3])
-
-
-@check
 def samples_of_a_mixture():
     for temperature in (0.0, 0.8):
         got, want, *_ = sample(T=2, L=2, mixtures=3, A=65536, temperature=temperature)
         assert (got[0] - want[0]).abs().max() <= 1
         assert (got[2] - want[3]).abs().max() <= 1e-4
-
-
-@check
-def samples_without_temperature():
-    got, want, *_ = sample(T=2, L=2, temperature=0.0)
-    assert torch.equal(got[0], want[0])
 
 
 @check
@@ -282,15 +254,49 @@ def addresses_beyond_31_bits():
         assert max(want) >= 2**31
 
 
+@triton.jit
+def tell_share(places, p, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    b, row, column = triton_layer.share(p, rows, columns, ROWS, COLUMNS)
+    tl.store(places, b)
+    tl.store(places + 1, row)
+    tl.store(places + 2, column)
+
+
 @check
-def layers():
-    large = ("many tiles", "no samples", "a tile", "a tile less one", "a tile and one", "frames")
-    sizes = {name: v for name, v in cases.WAVENET_LAYER.items() if name not in large}
-    sizes["prime sizes"] = {"R": 37, "S": 41, "H": 17, "T": 67, "dilation": 7}  # tiles and a rest
-    sizes["units of loads"] = {"B": 1, "R": 4, "S": 8, "H": 4, "T": 16, "dilation": 4}
-    for name, size in sizes.items():
-        inputs = cases.wavenet_layer(**size)
-        compare(layer, kernels.wavenet_layer_ref, inputs, name)
+def shares_of_programs_up_to_31_bits():
+    places = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    most = 2**31 - 1
+    sizes = ((1, most - 63), (2**30, 1), (33, 2**26 - 1), (most - 31, 1), (1, 1))
+    for rows, columns in sizes:
+        down, across = -(-rows // 32), -(-columns // 64)
+        last = most // (down * across) * down * across - 1
+        for p in {0, 1, down, down * across - 1, last // 2, last}:
+            tell_share[(1,)](places, p, rows, columns, ROWS=32, COLUMNS=64)
+            b, rest = divmod(p, down * across)
+            assert places.tolist() == [b, rest % down * 32, rest // down * 64]
+
+
+@triton.jit
+def tell_slot(places, step, tap, dilation, K):
+    tl.store(places, triton_sampler.slot(step, tap, dilation, K))
+
+
+@check
+def slots_of_rings_up_to_31_bits():
+    places = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    for K, dilation, T in ((2, 2**29, 2**30 - 8), (3, 2**28, 2**29), (2, 1, 2**31 - 8), (5, 64, 9)):
+        start = (K - 1) * dilation - 1
+        triton_sampler.check_sizes(1, T, K, [dilation])
+        for t in (0, 1, T // 2, T - 1):
+            for tap in range(K):
+                tell_slot[(1,)](places, start + t, tap, dilation, K)
+                # of the step that lies (K - 1 - tap) dilation before
+                want = (start + t - (K - 1 - tap) * dilation) % ((K - 1) * dilation)
+                assert places.item() == want
+
+
+@check
+def layers_with_gaps():
     inputs = cases.wavenet_layer(T=16, F=2, hop=9)
     compare(layer, kernels.wavenet_layer_ref, inputs, "strided", strided=True)
 
@@ -307,14 +313,6 @@ def gradients_of_more_than_a_span():
     if DEVICE == "cuda":
         inputs = cases.wavenet_layer(T=600_001, dilation=512)
         compare(layer, kernels.wavenet_layer_ref, inputs, "many spans")
-
-
-@check
-def layers_in_half_precision():
-    for dtype in (torch.bfloat16, torch.float16):
-        for sizes in ({"T": 100}, {"T": 96, "dilation": 8, "K": 3, "res": False}):
-            inputs = cases.wavenet_layer(R=16, S=24, H=16, F=3, hop=40, dtype=dtype, **sizes)
-            compare(layer, kernels.wavenet_layer_ref, inputs, f"{dtype}, {sizes}")
 
 
 @check
@@ -340,27 +338,9 @@ def tensors_off_their_alignment():
         close(a, b.double(), torch.float32, "off alignment")
 
 
-def run_checks():
-    """Run `CHECKS`, and print a line of JSON: what went wrong in each, or nothing."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    failures = {}
-    for name, fn in CHECKS.items():
-        try:
-            fn()
-            failures[name] = ""
-        except Exception:
-            failures[name] = traceback.format_exc()
-    print(json.dumps(failures))
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return interpret(__file__)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -416,4 +396,4 @@ def test_nothing_imports_triton():
 
 
 if __name__ == "__main__":
-    run_checks()
+    CHECKS.run()
