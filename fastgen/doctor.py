@@ -16,7 +16,7 @@ from .kernels import _op
 from .tractable.wavenet import WaveNet
 from .verify import Check
 
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "tyro", "tqdm")
+PACKAGES = ("numpy", "safetensors", "tyro", "tqdm")
 OPTIONAL = {  # package: what it is for, and the extra that brings it
     "soundfile": ("sound files but WAV and G.722", "audio"),
     "av": ("G.722 sound files", "audio"),
@@ -41,7 +41,8 @@ def report():
 
 def versions():
     rows = [("python", f"{platform.python_version()}, {sys.executable}")]
-    rows += [(name, version(name) or "missing") for name in PACKAGES if name != "triton"]
+    rows += [("torch", torch.__version__)]  # with what it was built for, unlike the package's
+    rows += [(name, version(name) or "missing") for name in PACKAGES]
     missing = "missing: needed on a GPU alone: pip install triton"
     return [*rows, ("triton", version("triton") or missing)]
 
