@@ -4,8 +4,10 @@
 # Wants Linux, a GPU, and PYTHON (default python3) with torch, triton, pytest, hypothesis,
 # pytest-benchmark, pybind11, cmake, ninja, setuptools; with nvcc the CUDA kernels are built too.
 # Leaves a log of each part, results.json, results.md and tuned.json in OUT (default
-# /tmp/fastgen-gpu), and nothing else. No part keeps the next from running; the exit code tells whether one failed.
-# SECONDS_IN_ALL (default 520) is the time for everything; SMALL=1 tries it on small sizes.
+# /tmp/fastgen-gpu), and nothing else. No part keeps the next from running; the exit code tells
+# whether one failed.
+# SECONDS_IN_ALL (default 520) is the time for everything, BUILD_SECONDS and TESTS_SECONDS what two
+# parts may take of it at most; SMALL=1 tries the benchmarks on small sizes.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3} all=${SECONDS_IN_ALL:-520}
@@ -85,7 +87,7 @@ has_gpu=$("$python" -c 'import torch; print("" if torch.cuda.is_available() else
 sanitizer=$has_gpu
 command -v compute-sanitizer >/dev/null || sanitizer="${has_gpu:+$has_gpu, }compute-sanitizer"
 
-part build 170 "" bash -c build
+part build "${BUILD_SECONDS:-170}" "" bash -c build
 part tests "${TESTS_SECONDS:-170}" "$has_gpu" "$python" -m pytest -q -m gpu --durations=10 src/tests
 part bench 200 "$has_gpu" "$python" -m pytest -q -m gpu --rows "$rows" $small src/bench
 part tune 60 "$has_gpu" "$python" src/bench/tune.py --seconds 50 $small --out "$OUT/tuned.json"
