@@ -6,6 +6,7 @@ import time
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cudnn.allow_tf32 = False  # float32 is what ours and all rivals compute in
 FLUSH = 256 << 20  # bytes, more than a GPU's last cache has
 
 
