@@ -96,9 +96,9 @@ def launch(op, sizes, dtype):
         torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs])
 
 
-def compile_op(op, file, capability, device=""):
-    """Of every launch of an op's cases in every dtype: dtype, kernel, constants, binary."""
-    for dtype in file.CANDIDATES:
+def compile_op(op, file, capability, device="", dtypes=None):
+    """Of every launch of an op's cases, in every dtype or some: it, kernel, constants, binary."""
+    for dtype in dtypes or file.CANDIDATES:
         with compiling(capability, device) as found:
             for sizes in cases.table(op).values():
                 launch(op, sizes, dtype)
@@ -187,8 +187,7 @@ def try_candidates(op, file, capability):
     for dtype, listed in file.CANDIDATES.items():
         for tried in listed[1:]:
             with mock.patch.dict(file.CANDIDATES, {dtype: [tried]}):
-                every = compile_op(op, file, capability)
-                yield from (found for found in every if found[0] == dtype)
+                yield from compile_op(op, file, capability, dtypes=[dtype])
 
 
 def cuda_rows(capability, sources=None):

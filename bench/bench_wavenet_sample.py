@@ -9,12 +9,15 @@ Rivals: a careful loop in torch on ring buffers, a product for each layer and on
 inference_mode; the same step under torch.compile with the C++ wrapper; and a forward pass over the
 receptive field for each sample. That equal uniforms give equal codes, or in bfloat16 and int8
 nearly equal distributions, is checked before all timing.
+
+On a GPU, 1, 16 and 132 x 16 streams. The rivals are the torch loop and its compiled step in a CUDA
+graph, replayed for each sample.
 """
 
 import pytest
 import torch
 import torch.nn.functional as F
-from measure import compare, multiplier, reader
+from measure import DEVICE, compare, multiplier, reader
 
 import fastgen
 from fastgen import kernels
@@ -44,10 +47,10 @@ class TorchLoop:
         self.skip = w.skip.transpose(0, 1).flatten(1).contiguous()
         self.w, self.rings = w, []
         for d in self.dilations:
-            self.rings.append(torch.zeros((self.K - 1) * d, n, w.embed.shape[1]))
+            self.rings.append(w.embed.new_zeros((self.K - 1) * d, n, w.embed.shape[1]))
         self.step = self._step
         if compiled:
-            options = {"cpp_wrapper": True}
+            options = {"cpp_wrapper": not w.embed.is_cuda}
             self.step = torch.compile(self._step, fullgraph=True, dynamic=False, options=options)
 
     def _step(self, x, slots, u):
@@ -66,20 +69,60 @@ class TorchLoop:
         cdf = torch.softmax(y, 1).cumsum(1)
         return (cdf <= u[:, None]).sum(1).clamp(max=cdf.shape[1] - 1)
 
+    def slots(self, T):
+        """Where each step's past taps lie: (T, L, K - 1); the oldest one's is the one to fill."""
+        depth = torch.tensor([(self.K - 1) * d for d in self.dilations])[None, :, None]
+        back = torch.arange(self.K - 1, 0, -1) * torch.tensor(self.dilations)[:, None]
+        return ((torch.arange(T)[:, None, None] - back) % depth).to(self.w.embed.device)
+
     @torch.inference_mode()
     def sample(self, uniforms):
         n, T = uniforms.shape
         for ring in self.rings:
             ring.zero_()
-        oldest = torch.arange(T)[:, None, None]
-        depth = torch.tensor([(self.K - 1) * d for d in self.dilations])[None, :, None]
-        back = torch.arange(self.K - 1, 0, -1) * torch.tensor(self.dilations)[:, None]
-        slots = (oldest - back) % depth  # (T, L, K - 1); the oldest tap's slot is the one to fill
-        x, codes = torch.zeros(n, self.w.embed.shape[1]), []
+        slots, x, codes = self.slots(T), self.w.embed.new_zeros(n, self.w.embed.shape[1]), []
         for t in range(T):
             codes.append(self.step(x, slots[t], uniforms[:, t]))
             x = self.w.embed[codes[-1]]
         return torch.stack(codes, 1)
+
+
+class GraphLoop(TorchLoop):
+    """The same, its compiled step with all that surrounds it in a CUDA graph."""
+
+    @torch.inference_mode()
+    def __init__(self, model, uniforms):
+        n, T = uniforms.shape
+        super().__init__(model, n, compiled=True)
+        embed = self.w.embed
+        self.x, self.t = embed.new_zeros(n, embed.shape[1]), torch.zeros_like(embed[0, :1]).long()
+        self.codes = torch.zeros(T, n, dtype=torch.int64, device=embed.device)
+        self.places, self.u, graph = self.slots(T), uniforms.t().contiguous(), None
+        if embed.is_cuda:
+            side = torch.cuda.Stream()
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    self.once()
+            side.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.once()
+        self.replay = graph.replay if graph else self.once
+
+    def once(self):
+        slots, u = (v.index_select(0, self.t)[0] for v in (self.places, self.u))
+        codes = self.step(self.x, slots, u)
+        self.x.copy_(self.w.embed[codes])
+        self.codes.index_copy_(0, self.t, codes[None])
+        self.t.add_(1)
+
+    @torch.inference_mode()
+    def sample(self, _):
+        for v in (self.x, self.t, *self.rings):
+            v.zero_()
+        for _ in range(len(self.codes)):
+            self.replay()
+        return self.codes.t()
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +158,10 @@ def check_narrow(model, packed, uniforms, codes):
     """What bfloat16 or int8 draws from is within a hundredth of a nat of float64's."""
     options = {"prefix": codes, "logits": True, "dilations": model.dilations}
     _, _, logits = kernels.wavenet_sample(packed, uniforms, **options)
+    close_to_exact(model, uniforms, codes, logits)
+
+
+def close_to_exact(model, uniforms, codes, logits):
     p = exact(model, uniforms, codes)
     divergence = (p * (p.log() - torch.log_softmax(logits.double(), -1))).sum(-1)
     assert divergence.mean() < 0.01
@@ -193,3 +240,44 @@ def test_wavenet_sample(benchmark, report, once, config, dtype, n, threads):
     report(**row)
     benchmark.extra_info.update(row)
     benchmark.pedantic(ours, rounds=5)
+
+
+def workload(dtype, device, small):
+    """A call that runs one step after another along given codes, for the tuner."""
+    model = build("REF").to(device)
+    packed = kernels.pack(model.weights(), dtype)
+    uniforms = kernels.uniforms(1, 16, 4 if small else 400).to(device)
+    # codes that are drawn would part where two sums round otherwise
+    options = {"prefix": (256 * uniforms).long(), "logits": True, "dilations": model.dilations}
+    return lambda: [kernels.wavenet_sample(packed, uniforms, **options)[2]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("DEVICE == 'cpu' and not config.getoption('small')", reason="needs a GPU")
+@pytest.mark.parametrize("n", [1, 16, 132 * 16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_wavenet_sample_on_a_gpu(report, once, small, dtype, n):
+    n, steps, few = (min(n, 2), 8, 4) if small else (n, STEPS, 100)
+    model, host = once("cuda", lambda: build("REF").to(DEVICE)), once("REF", lambda: build("REF"))
+    packed = once(("cuda", dtype), lambda: kernels.pack(model.weights(), dtype))
+    uniforms = kernels.uniforms(1, n, steps)
+    on_device = uniforms.to(DEVICE)
+    runs = {"ours": lambda: kernels.wavenet_sample(packed, on_device, dilations=model.dilations)[0]}
+    codes, some = runs["ours"]().cpu()[:4, :200], uniforms[:4, :200]
+    if dtype == "float32":
+        check_codes(host, some, codes)
+        short = on_device[:, :few].float()
+        loops = {"torch loop": TorchLoop(model, n), "graph loop": GraphLoop(model, short)}
+        for name, loop in loops.items():
+            check_codes(host, some[:, :few], loop.sample(short).cpu()[:4])
+            runs[name] = lambda loop=loop: loop.sample(short)
+    else:
+        given = {"prefix": codes.to(DEVICE), "logits": True, "dilations": model.dilations}
+        _, _, logits = kernels.wavenet_sample(packed, some.to(DEVICE), **given)
+        close_to_exact(host, some, codes, logits.cpu())
+    seconds = compare(runs, rounds=5, device=DEVICE)
+    rate = {name: n * (steps if name == "ours" else few) / s for name, s in seconds.items()}
+    row = {"config": "REF", "dtype": dtype, "streams": n, "samples/s": f"{rate['ours']:,.0f}"}
+    row["real-time streams at 16 kHz"] = f"{rate['ours'] / 16_000:,.1f}"
+    row |= {f"x {name}": f"{rate['ours'] / rate[name]:,.2f}" for name in rate if name != "ours"}
+    report(**row)

@@ -1,14 +1,26 @@
-"""One table at the end of a run: what was measured, beside its rivals and its limits."""
+"""One table at the end of a run: what was measured, beside its rivals and its limits.
 
+`--rows FILE` appends each row to a file as soon as it is known, a line of JSON each;
+`--small` takes sizes that show no more than that a benchmark works.
+"""
+
+import json
 import os
 import platform
+from pathlib import Path
 
 import pytest
 import torch
+from table import markdown
 
 import fastgen
 
 ROWS = pytest.StashKey()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rows", type=Path, help="append each row to this file")
+    parser.addoption("--small", action="store_true", help="sizes that are for trying alone")
 
 
 def pytest_configure(config):
@@ -16,26 +28,36 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def small(request):
+    return request.config.getoption("small")
+
+
+@pytest.fixture
 def report(request):
     """report(**columns) adds a row to the table that is printed at the end."""
-    return lambda **columns: request.config.stash[ROWS].append((request.module.__name__, columns))
+    file = request.config.getoption("rows")
+
+    def add(**columns):
+        row = {"bench": request.module.__name__, "machine": machine(), "columns": columns}
+        request.config.stash[ROWS].append(row)
+        if file:
+            with file.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+
+    return add
 
 
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash[ROWS]
-    for module in dict.fromkeys(name for name, _ in rows):
-        table = [columns for name, columns in rows if name == module]
-        heads = list(dict.fromkeys(head for columns in table for head in columns))
-        cells = [heads, *([str(columns.get(head, "")) for head in heads] for columns in table)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-        terminalreporter.section(module)
+    for bench in dict.fromkeys(row["bench"] for row in rows):
+        terminalreporter.section(bench)
         terminalreporter.write_line(machine())
-        for row in cells:
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            terminalreporter.write_line(line.rstrip())
+        terminalreporter.write_line(markdown([r["columns"] for r in rows if r["bench"] == bench]))
 
 
 def machine():
     native = fastgen.kernels._op.native
     isa = native.isa() if native else "references only"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {isa}, torch {torch.__version__}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores, {isa}"
+    return f"{gpu}{cpu}, torch {torch.__version__}"

@@ -16,8 +16,6 @@ SPANS = 512  # about how many there are at most
 HALF = [
     {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3, "num_warps": 8},
     {"ROWS": 64, "COLUMNS": 128, "DEPTH": 64, "STAGES": 3, "num_warps": 8},
-    {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64, "STAGES": 2, "num_warps": 8},
-    {"ROWS": 64, "COLUMNS": 128, "DEPTH": 32, "STAGES": 4, "num_warps": 8},
     {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "STAGES": 4, "num_warps": 4},
     {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 2, "num_warps": 4},
 ]
@@ -28,7 +26,6 @@ CANDIDATES = {  # rows and columns of a program, terms of a product at once, loa
         {"ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
         {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "STAGES": 2, "num_warps": 8},
         {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 4},
-        {"ROWS": 32, "COLUMNS": 64, "DEPTH": 32, "STAGES": 2, "num_warps": 4},
     ],
     "bfloat16": HALF,
     "float16": HALF,

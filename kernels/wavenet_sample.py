@@ -168,11 +168,15 @@ def wavenet_sample(
     linearly, and the last one holds. Streams are independent: no bit of a stream depends on
     its neighbours, on threads, or on how T is cut into calls. At temperature 0 the likeliest
     code is taken. bfloat16 and int8 are the matrices and what they multiply; sums and the
-    residual stream are float32.
+    residual stream are float32. A CUDA graph cannot hold it, for it reads values to check them.
     returns: codes (n, T) int64 and the state after them; with `logits`, (n, T, A or 3 M) too
     Raises ValueError for shapes that do not fit and for values out of range or not finite,
-    TypeError for codes that are not int64 and for a state of another dtype's weights.
+    TypeError for codes that are not int64 and for a state of another dtype's weights, RuntimeError
+    while a CUDA graph is captured.
     """
+    given = weights.weights if isinstance(weights, Packed) else weights
+    if given.conv.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("wavenet_sample: checks values, so no CUDA graph can capture it")
     packed = weights if isinstance(weights, Packed) else pack(weights, dtype)
     w = packed.weights
     n, threads = len(uniforms), thread_count(threads)

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 
+PATHS = [str(Path(__file__).parents[1] / name) for name in ("tests", "bench")]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
@@ -39,6 +41,7 @@ class Checks(dict):
 def interpret(file):
     """What `Checks.run` printed in a child that interprets kernels and runs `file`."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, file]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

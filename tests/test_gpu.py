@@ -12,7 +12,7 @@ import inspect
 import cases
 import pytest
 import torch
-from check import close, compare
+from check import TOLERANCE, cast, close, compare, evaluate
 from interpret import DEVICE, INTERPRETED, Checks, interpret
 
 from fastgen import kernels
@@ -36,11 +36,29 @@ def equal(op, dtype):
         args, options = cases.arguments(op, sizes, dtype)
         if INTERPRETED and sum(v.numel() for v in cases.tensors(args)) > SMALL:
             continue
-        hold = getattr(cases, f"{op}_holds", None)
-        if hold:
-            hold(args, options, DEVICE)
-        else:
-            compare(on_device(op), on_cpu(op), [*args, *options.values()], f"{op}, {name}, {dtype}")
+        what = f"{op}, {name}, {dtype}"
+        if hasattr(cases, f"{op}_holds"):
+            getattr(cases, f"{op}_holds")(args, options, DEVICE)
+        elif dtype == "float32":
+            compare(on_device(op), on_cpu(op), args, what)
+        elif max(v.numel() for v in cases.tensors(args)) > 2:  # not one number, which may cancel
+            compare_half(on_device(op), on_cpu(op), args, what)
+
+
+def compare_half(op, ref, args, what):
+    """`compare`, but where the reference in the same dtype is off by more, twice as far is near."""
+    dtype = args[0].dtype
+    want, own, got = (
+        evaluate(ref, cast(args, torch.float64)),
+        evaluate(ref, args),
+        evaluate(op, args),
+    )
+    for i, (a, b, c) in enumerate(zip(got, want, own, strict=True)):
+        assert (a.shape, a.dtype) == (b.shape, dtype), what
+        if b.numel():
+            bound = max(TOLERANCE[dtype] * b.abs().max(), 2 * (c.double() - b).abs().max())
+            error = (a.double() - b).abs().max()
+            assert error <= bound, f"{what}, result {i}: off by {error:.2e}, expected {bound:.2e}"
 
 
 def on_device(op, device=DEVICE):
@@ -166,9 +184,8 @@ def large(B, R, S, H, T, K, dilation, dtype, device):
 @check
 def windows_of_a_large_layer():
     sizes = {"R": 5, "S": 6, "H": 3, "T": 300, "K": 3, "dilation": 8}
-    if DEVICE == "cpu":
-        large(B=2, **sizes, dtype=torch.float32, device=DEVICE)
-        large(B=1, **sizes, dtype=torch.bfloat16, device=DEVICE)
+    large(B=2, **sizes, dtype=torch.float32, device=DEVICE)
+    large(B=1, **sizes, dtype=torch.bfloat16, device=DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +232,11 @@ def test_on_a_side_stream(op):
 def test_beyond_31_bits(dtype):
     sizes = {"B": 3, "R": 64, "S": 16, "H": 16, "T": 2**24 + 8, "K": 2, "dilation": 512}
     assert sizes["B"] * sizes["R"] * sizes["T"] > 2**31
-    # x, out, dx, dout and one more for what is between; skip, h, gates, and their gradients
-    rows = 5 * sizes["R"] + 4 * sizes["S"] + 8 * sizes["H"]
+    # x, out, dout, dx; skip, skip_out, dskip; gates (2H), their gradients (2H), h
+    rows = 4 * sizes["R"] + 3 * sizes["S"] + 5 * sizes["H"]
     needed = sizes["B"] * rows * sizes["T"] * dtype.itemsize
     free, _ = torch.cuda.mem_get_info()
-    if free < needed:
+    if free < 1.02 * needed:
         pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free")
     torch.use_deterministic_algorithms(False)  # or filling memory would take as long again
     try:
@@ -244,14 +261,12 @@ def test_on_the_device_of_its_inputs(op):
 @gpu
 @needs_gpu
 def test_sampling_is_not_for_graphs():
-    """It checks values, which waits for the GPU; and one launch already takes all the steps."""
     args, options = cases.arguments("wavenet_sample", {}, "float32", DEVICE)
-    cases.call("wavenet_sample", args, options)
-    with pytest.raises(RuntimeError):
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    want, _ = cases.call("wavenet_sample", args, options)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with pytest.raises(RuntimeError, match="no CUDA graph can capture it"):
             cases.call("wavenet_sample", args, options)
-    torch.cuda.synchronize()
-    cases.call("wavenet_sample", args, options)
+    assert torch.equal(cases.call("wavenet_sample", args, options)[0], want)
 
 
 if __name__ == "__main__":

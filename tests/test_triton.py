@@ -390,6 +390,54 @@ def test_shapes_of_a_gpu():
     assert (out.shape, skip_out.shape, gates.shape) == ((2, 5, 13), (2, 7, 13), (2, 6, 13))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "what"),
+    [
+        ({"T": 2**31 - 2000}, None),
+        ({"T": 2**31 - 1000}, "samples"),
+        ({"T": 2**30, "K": 2, "dilation": 2**40}, "samples"),
+        ({"B": 2**31}, "rows"),
+        ({"B": 2**29, "R": 64, "S": 64, "H": 64, "T": 64}, "programs"),
+        ({"F": 3, "hop": 2**31}, "frames"),
+        ({"B": 16, "R": 64, "S": 256, "H": 64, "T": 2**26, "K": 2, "dilation": 512}, None),
+    ],
+)
+def test_layers_that_32_bits_cannot_count(sizes, what):
+    sizes = {**dict.fromkeys("BRSHTK", 1), "F": 0, "hop": 1, "dilation": 1, **sizes}
+    B, R, S, H, T, K, F, hop, dilation = sizes.values()
+    shapes = ((B, R, T), (B, S, T), (2 * H, R, K), (2 * H,), (R, H), (R,), (S, H), (S,))
+    inputs = [torch.empty(shape, device="meta") for shape in shapes]
+    inputs.append(torch.empty(B, 2 * H, F, device="meta") if F else None)
+    if what:
+        with pytest.raises(ValueError, match=f"expected under 2\\^31 {what} on a GPU, got"):
+            triton_layer.check_sizes(inputs, hop, dilation)
+    else:
+        triton_layer.check_sizes(inputs, hop, dilation)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "what"),
+    [
+        ({"T": 2**31 - 8}, None),
+        ({"T": 2**31 - 3}, "steps"),
+        ({"dilations": [1, 2**30]}, "steps"),
+        ({"N": 2**31}, "streams"),
+        ({"hop": 2**30}, "steps and frames"),
+        ({"L": 2**10, "H": 2**15}, "numbers of a program"),
+        ({"K": 2, "R": 2**23}, "weights of a product"),
+        ({"L": 30, "H": 128, "C": 2**19}, "weights of features"),
+        ({"L": 30, "R": 512, "H": 512, "SB": 8, "OB": 8, "C": 256, "hop": 300}, None),
+    ],
+)
+def test_samplers_that_32_bits_cannot_count(sizes, what):
+    sizes = {"N": 16, "T": 1, "K": 2, "dilations": [1], **sizes}
+    if what:
+        with pytest.raises(ValueError, match=f"expected under 2\\^31 {what} on a GPU, got"):
+            triton_sampler.check_sizes(**sizes)
+    else:
+        triton_sampler.check_sizes(**sizes)
+
+
 def test_nothing_imports_triton():
     script = "import sys, fastgen, fastgen.tractable.wavenet; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", script], check=True, timeout=100)
