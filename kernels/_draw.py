@@ -17,12 +17,22 @@ def draw(outputs, u, temperature, classes, mixtures=0):
 def invert_cdf(logits, u, temperature):
     """The number of CDF entries <= u, at most the last class of positive probability.
 
-    logits: (n, A)    u: (n,) in [0, 1)    returns: (n,) int64
+    logits: (n, A)    u: (n,) in [0, 1)    temperature: a number, or (n,)    returns: (n,) int64
     """
+    if isinstance(temperature, torch.Tensor):
+        likeliest = temperature == 0
+        # 1 where it is 0, so that all but those are drawn as they would be alone
+        rows = torch.where(likeliest, 1, temperature).clamp(min=1e-30).to(logits)[:, None]
+        return torch.where(likeliest, logits.argmax(1), invert_scaled(logits, u, rows))
     if temperature == 0:
         return logits.argmax(1)
+    return invert_scaled(logits, u, max(temperature, 1e-30))
+
+
+def invert_scaled(logits, u, temperature):
+    """`invert_cdf` at temperatures above 0, a number or (n, 1)."""
     # from the top down, so that a temperature near 0 makes no inf - inf
-    p = torch.softmax((logits - logits.amax(1, keepdim=True)) / max(temperature, 1e-30), dim=1)
+    p = torch.softmax((logits - logits.amax(1, keepdim=True)) / temperature, dim=1)
     cdf = p.cumsum(1)
     last = logits.shape[1] - 1 - (p > 0).flip(1).to(torch.uint8).argmax(1)
     return torch.minimum((cdf <= (u.to(p.dtype) * cdf[:, -1])[:, None]).sum(1), last)
