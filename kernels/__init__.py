@@ -3,6 +3,14 @@
 from ._draw import draw
 from ._philox import uniforms
 from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
+from .pixelcnn_sample import (
+    PixelLayer,
+    PixelPacked,
+    PixelWeights,
+    pack_pixels,
+    pixelcnn_sample,
+    pixelcnn_sample_ref,
+)
 from .wavenet_layer import wavenet_layer, wavenet_layer_ref
 from .wavenet_sample import (
     Packed,
@@ -16,13 +24,19 @@ from .wavenet_sample import (
 
 __all__ = [
     "Packed",
+    "PixelLayer",
+    "PixelPacked",
+    "PixelWeights",
     "State",
     "Weights",
     "draw",
     "initial_state",
     "pack",
+    "pack_pixels",
     "pixelcnn_layer",
     "pixelcnn_layer_ref",
+    "pixelcnn_sample",
+    "pixelcnn_sample_ref",
     "uniforms",
     "wavenet_layer",
     "wavenet_layer_ref",

@@ -1,5 +1,7 @@
 """Drawing codes from a network's outputs by inversion of uniform numbers."""
 
+import math
+
 import torch
 
 
@@ -53,3 +55,28 @@ def draw_mixture(params, u, temperature, classes):
         deviation = temperature * torch.exp(log_scale[rows, component]) * quantile
         x = torch.where(quantile == 0, x, x + deviation)
     return ((x.clamp(-1, 1) + 1) * ((classes - 1) / 2)).round().long()
+
+
+def check_drawing(name, uniforms, given, temperature, levels):
+    """Raise ValueError for values out of range, and for a temperature that does not expand.
+
+    uniforms, given: of one shape    temperature: of a shape that expands to it
+    """
+    if not ((uniforms >= 0) & (uniforms < 1)).all():
+        raise ValueError(f"{name}: uniforms: expected values in [0, 1)")
+    if not ((given >= -1) & (given < levels)).all():
+        raise ValueError(f"{name}: given: expected levels in [-1, {levels})")
+    try:
+        temperature.expand(uniforms.shape)
+    except RuntimeError:
+        want, got = tuple(uniforms.shape), tuple(temperature.shape)
+        raise ValueError(f"{name}: temperature: expected {want}, got {got}") from None
+    if not ((temperature >= 0) & (temperature < math.inf)).all():
+        raise ValueError(f"{name}: temperature: expected finite values >= 0")
+
+
+def not_finite(name, image, t, shape):
+    """What to say of logits that are not finite at place t of the raster of images `shape`."""
+    _, C, _, W = shape
+    where = f"image {image} at row {t // (W * C)}, column {t // C % W}, color {t % C}"
+    return f"{name}: the logits of {where} are not finite"

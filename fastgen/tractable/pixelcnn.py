@@ -118,6 +118,37 @@ class GatedPixelCNN(Raster):
             v, h = layer(v, h, label, cond)
         return self.out(torch.relu(self.hidden(torch.relu(h))))
 
+    def weights(self):
+        """The parameters as `kernels.pixelcnn_sample` takes them."""
+        return kernels.PixelWeights(
+            layers=[
+                kernels.PixelLayer(
+                    *(y.v.weight, y.v.bias, y.h.weight, y.h.bias),
+                    *(y.link.weight, y.res.weight, y.res.bias),
+                )
+                for y in self.layers
+            ],
+            hidden=self.hidden.weight[..., 0, 0],
+            hidden_bias=self.hidden.bias,
+            out=self.out.weight[..., 0, 0],
+            out_bias=self.out.bias,
+            colors=self.config["colors"],
+        )
+
+    def sample_cached(self, uniforms, given, temperature, label, cond, dtype, threads):
+        """`sample` by `kernels.pixelcnn_sample`."""
+        cond = None if cond is None else cond.to(self.out.weight.dtype)
+        added = [layer.conditions(label, cond) for layer in self.layers]
+        return kernels.pixelcnn_sample(
+            self.weights(),
+            uniforms,
+            given=given,
+            cond=None if added[0] is None else torch.stack(added, 1),
+            temperature=temperature,
+            dtype=dtype,
+            threads=threads,
+        )
+
 
 class PixelCNN(Raster):
     """A stack of masked convolutions over an image.

@@ -9,6 +9,7 @@ from torch import nn
 
 from .. import kernels
 from ..game import Player
+from ..kernels._draw import check_drawing, not_finite
 from ..kernels._op import without_autocast
 
 METHODS = ("cached", "naive", "jacobi")
@@ -104,7 +105,7 @@ class Raster(nn.Module):
         check_conditions(self, n, label, cond)
         given = given_levels(prefix, n, C, H, W)
         temperature = torch.as_tensor(temperature, dtype=torch.float64)
-        check_drawing(uniforms, given, temperature, self.config["levels"])
+        check_drawing("sample", uniforms, given, temperature, self.config["levels"])
         inputs = (uniforms, given, temperature, label, cond, dtype)
         if method == "cached":
             return self.sample_cached(*inputs, threads)
@@ -169,7 +170,7 @@ def sample_naive(model, uniforms, given, temperature, label, cond, dtype):
             continue
         logits = from_row(model, x[:, :, : i + 1], i, label, cond)[:, :, c, 0, j]
         passes += 1
-        check_finite(logits.isfinite().all(1) | ~drawn, i, j, c)
+        check_finite(logits.isfinite().all(1) | ~drawn, t, given.shape)
         codes = kernels.draw(
             *(logits, uniforms[:, c, i, j], temperature[:, c, i, j]), logits.shape[1]
         )
@@ -210,32 +211,16 @@ def sample_jacobi(model, uniforms, given, temperature, label, cond, dtype):
         before, known = known, row * W * C + int(changed[0]) + 1 if len(changed) else H * W * C
         good = flat(logits.isfinite().all(-1) | ~free[:, :, row:])
         for t in range(before, known):
-            if not good[:, t - row * W * C].all():
-                check_finite(good[:, t - row * W * C], t // (W * C), t // C % W, t % C)
+            check_finite(good[:, t - row * W * C], t, given.shape)
         x = torch.cat([x[:, :, :row], codes], 2)
     return x, passes
 
 
-def check_finite(good, i, j, c):
-    """Raise ValueError naming the first image that is not good (n,)."""
+def check_finite(good, t, shape):
+    """Raise ValueError naming the first image that is not good (n,) at place t of the raster."""
     if not good.all():
-        where = f"image {int((~good).nonzero()[0])} at row {i}, column {j}, color {c}"
-        raise ValueError(f"sample: the logits of {where} are not finite")
-
-
-def check_drawing(uniforms, given, temperature, levels):
-    """Raise ValueError for values that are out of range, or that do not expand to uniforms'."""
-    if not ((uniforms >= 0) & (uniforms < 1)).all():
-        raise ValueError("sample: uniforms: expected values in [0, 1)")
-    if not ((given >= -1) & (given < levels)).all():
-        raise ValueError(f"sample: prefix: expected levels in [-1, {levels})")
-    try:
-        temperature.expand(uniforms.shape)
-    except RuntimeError:
-        want, got = tuple(uniforms.shape), tuple(temperature.shape)
-        raise ValueError(f"sample: temperature: expected {want}, got {got}") from None
-    if not ((temperature >= 0) & (temperature < math.inf)).all():
-        raise ValueError("sample: temperature: expected finite values >= 0")
+        image = int((~good).nonzero()[0])
+        raise ValueError(not_finite("sample", image, t, shape))
 
 
 def check_images(model, x):
