@@ -303,7 +303,9 @@ def check_weights(w):
     shapes = {"hidden": (S, P), "hidden_bias": (S,), "out": (C * A, S), "out_bias": (C * A,)}
     found = {name: getattr(w, name) for name in shapes}
     for l, y in enumerate(w.layers):
-        k, inputs = y.v_weight.shape[-1], P if l else C
+        shape = tuple(y.v_weight.shape)
+        expect(len(shape) == 4, f"layers[{l}].v_weight", "(2P, inputs, k // 2 + 1, k)", shape)
+        k, inputs = shape[3], P if l else C
         expect(k % 2 and k >= (1 if l else 3), f"layers[{l}]", "an odd kernel, the first > 1", k)
         expected = ((2 * P, inputs, k // 2 + 1, k), (2 * P,), (2 * P, inputs, 1, k // 2 + 1))
         expected += ((2 * P,), (2 * P, 2 * P), (P, P), (P,))
@@ -329,7 +331,8 @@ def check(w, uniforms, given, cond, temperature):
     expect(given.dtype == torch.int64, "given", torch.int64, given.dtype, TypeError)
     fits = cond.shape in ((1, L, 4 * P), (n, L, 4 * P))
     expect(fits, "cond", (n, L, 4 * P), tuple(cond.shape))
-    for name, v in (("uniforms", uniforms), ("given", given), ("cond", cond)):
+    tensors = {"uniforms": uniforms, "given": given, "cond": cond, "temperature": temperature}
+    for name, v in tensors.items():
         expect(not v.is_meta, name, "values", "a meta tensor")
     expect(cond.isfinite().all(), "cond", "finite values", "NaN or Inf")
     check_drawing("pixelcnn_sample", uniforms, given, temperature, w.out.shape[0] // C)
