@@ -13,6 +13,7 @@ import torch
 
 from . import __version__, kernels, weights
 from .kernels import _op
+from .tractable.pixelcnn import GatedPixelCNN
 from .tractable.wavenet import WaveNet
 from .verify import Check
 
@@ -194,6 +195,31 @@ def sample_error(dtype, device):
     return relative(got, want)
 
 
+@functools.cache
+@torch.no_grad()
+def pixel_case():
+    """Weights of a PixelCNN of 3 colors and levels, and the logits that the reference computes."""
+    torch.manual_seed(0)
+    model = GatedPixelCNN(3, 18, 21, levels=20, colors=3).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    levels = torch.randint(20, (3, 3, 5, 6))
+    w = kernels.pack_pixels(model.weights(), "float64").weights
+    options = (torch.zeros(1, 3, 72, dtype=torch.float64), torch.ones(levels.shape), True)
+    _, logits, _ = kernels.pixelcnn_sample_ref(w, torch.zeros(levels.shape), levels, *options)
+    return model.weights(), levels, logits.movedim(-1, 1)
+
+
+@torch.no_grad()
+def pixel_error(dtype, device):
+    """How far the logits of `kernels.pixelcnn_sample` are off, of the largest of them."""
+    w, levels, want = pixel_case()
+    levels = levels.to(device)
+    options = {"given": levels, "dtype": dtype, "logits": True}
+    _, got = kernels.pixelcnn_sample(w, torch.zeros(levels.shape, device=device), **options)
+    return relative(got, want)
+
+
 def layer_error(dtype, device):
     """How far the values and gradients of `kernels.wavenet_layer` are off, of the largest."""
     torch.manual_seed(0)
@@ -220,4 +246,5 @@ def relative(got, want):
 SELF_TESTS = {  # kernel: its error, in which dtypes
     "wavenet_sample": (sample_error, ("float64", "float32", "bfloat16", "int8")),
     "wavenet_layer": (layer_error, ("float64", "float32")),
+    "pixelcnn_sample": (pixel_error, ("float64", "float32")),
 }
