@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from fastgen import kernels
+from fastgen.kernels import _pixelcnn_sample_triton as pixels
 from fastgen.kernels import _wavenet_layer_triton as layer
 from fastgen.kernels import _wavenet_sample_triton as sampler
 from fastgen.kernels.wavenet_layer import GATES
@@ -72,6 +73,23 @@ def sample(dtype, layers=20, R=64, G=128, S=256, A=256, K=2):
     sampler.wavenet_sample_triton(packed, torch.zeros(1, 1), *state, *none, *options)
 
 
+def draw_images(layers=8, P=64, S=64, A=256, C=1, first=7, k=3):
+    """Launch `pixelcnn_sample`."""
+    shapes = [(2 * P, i, j // 2 + 1, j) for i, j in [(C, first), *[(P, k)] * (layers - 1)]]
+    zeros = torch.zeros
+    stack = [
+        kernels.PixelLayer(
+            *(zeros(shape), zeros(2 * P), zeros(*shape[:2], 1, shape[2]), zeros(2 * P)),
+            *(zeros(2 * P, 2 * P), zeros(P, P), zeros(P)),
+        )
+        for shape in shapes
+    ]
+    w = kernels.PixelWeights(stack, zeros(S, P), zeros(S), zeros(C * A, S), zeros(C * A), C)
+    u = zeros(1, C, 2, 2)
+    inputs = (u, u.long() - 1, zeros(1, layers, 4 * P), u)
+    pixels.pixelcnn_sample_triton(pixels.pack(w, "cpu"), *inputs, False)
+
+
 def train(dtype, T, dilation, R=64, H=64, S=256, K=2):
     """Launch `wavenet_layer` and its gradient."""
     x, skip, cond = (torch.zeros(1, rows, T, dtype=dtype) for rows in (R, S, 2 * H))
@@ -97,6 +115,7 @@ def usage(binary):
 
 def launches(dtypes=("float32", "bfloat16", "float16")):
     """What to launch, so that every choice is made: pairs of a name and a function."""
+    yield "pixelcnn_sample float32", draw_images
     for dtype in dtypes:
         if dtype in sampler.DTYPES:
             yield f"wavenet_sample {dtype}", lambda d=dtype: sample(d)

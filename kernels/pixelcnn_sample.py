@@ -20,7 +20,15 @@ import torch
 import torch.nn.functional as F
 
 from ._draw import check_drawing, draw, not_finite
-from ._op import launch, native, op, thread_count, warn_reference, without_autocast
+from ._op import (
+    launch,
+    native,
+    on_triton,
+    op,
+    thread_count,
+    warn_reference,
+    without_autocast,
+)
 from .pixelcnn_layer import gate, later, masked
 from .wavenet_sample import LANES, panels
 
@@ -57,8 +65,10 @@ class PixelPacked(NamedTuple):
     """Weights in the order and the layout that the kernel reads; see `pack_pixels`."""
 
     weights: PixelWeights  # masked, in float32 or float64
-    words: torch.Tensor  # every matrix in panels
+    words: torch.Tensor  # every matrix in panels; a GPU's in tiles
     biases: torch.Tensor  # res_bias of each layer, hidden_bias, out_bias, 16 zeros end to end
+    places: torch.Tensor | None = None  # (L, 7): a GPU's, see its kernel
+    heads: torch.Tensor | None = None  # (5,): likewise
 
 
 @without_autocast
@@ -70,6 +80,11 @@ def pack_pixels(weights, dtype="float32"):
     expect(dtype in DTYPES, "dtype", f"one of {DTYPES}", repr(dtype))
     check_weights(weights)
     w = only_live(weights, getattr(torch, dtype))
+    if on_triton(weights.hidden, "pixelcnn_sample"):
+        from ._pixelcnn_sample_triton import pack
+
+        expect(dtype == "float32", "dtype on a GPU", "float32", dtype)
+        return pack(w, weights.hidden.device)
     matrices = []
     for l, y in enumerate(w.layers):
         rows = y.v_weight.shape[2] - (l == 0)
@@ -146,8 +161,7 @@ def pixelcnn_sample(
 
     temperature is a number or a tensor that expands to (n, C, H, W); where it is 0 the likeliest
     level is taken. Images are independent: no bit of one depends on its neighbours or on threads.
-    On a GPU it runs on the CPU.
-    returns: levels (n, C, H, W) int64; with `logits`, (n, A, C, H, W) too
+    returns: levels (n, C, H, W) int64; with `logits`, (n, A, C, H, W) too; on uniforms' device
     Raises ValueError for shapes that do not fit and for values out of range or not finite,
     TypeError for levels that are not int64.
     """
@@ -157,9 +171,14 @@ def pixelcnn_sample(
     cond = w.out.new_zeros(1, len(w.layers), 4 * w.hidden.shape[1]) if cond is None else cond
     temperature = torch.as_tensor(temperature, dtype=torch.float64)
     check(w, uniforms, given, cond, temperature)
-    u, given, cond, temperature = (v.cpu() for v in (uniforms, given, cond, temperature))
+    u, given, cond, temperature = (v.to(w.out.device) for v in (uniforms, given, cond, temperature))
     u, cond, temperature = u.double(), cond.to(w.out.dtype), temperature.expand(u.shape)
-    if native is None:
+    if packed.places is not None:
+        from ._pixelcnn_sample_triton import pixelcnn_sample_triton
+
+        inputs = (u, given, cond, temperature, logits)
+        codes, values, failed = pixelcnn_sample_triton(packed, *inputs)
+    elif native is None:
         warn_reference("pixelcnn_sample")
         codes, values, failed = pixelcnn_sample_ref(w, u, given, cond, temperature, logits)
     else:

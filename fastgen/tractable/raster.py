@@ -103,8 +103,10 @@ class Raster(nn.Module):
             want, got = (n, C, H, W), tuple(uniforms.shape)
             raise ValueError(f"sample: uniforms: expected {want}, got {got}")
         check_conditions(self, n, label, cond)
-        given = given_levels(prefix, n, C, H, W)
-        temperature = torch.as_tensor(temperature, dtype=torch.float64)
+        device = next(self.parameters()).device
+        given = given_levels(prefix, n, C, H, W).to(device)
+        temperature = torch.as_tensor(temperature, dtype=torch.float64, device=device)
+        uniforms = uniforms.to(device)
         check_drawing("sample", uniforms, given, temperature, self.config["levels"])
         inputs = (uniforms, given, temperature, label, cond, dtype)
         if method == "cached":
