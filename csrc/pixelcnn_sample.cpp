@@ -4,30 +4,17 @@
 // groups. The vertical stack of a row depends on rows above it alone, so it is computed for the
 // whole row at once, an image after the other; then the horizontal stack goes a color of a pixel
 // at a time, all images of the group together.
-#include "common.h"
 #include "ops.h"
-#include "sample.h"
-
-#include <type_traits>
+#include "raster.h"
 
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int64_t GROUP = 8, COLORS = 3;
-
-template <class T> struct Matrix {
-  const T* words;
-  int64_t rows, K;
-};
-
-template <class T>
-void multiply(const Matrix<T>& w, int64_t M, const T* x, int64_t x_stride, T* out, int64_t stride) {
-  product<Plain<T>>(w.rows, w.K, w.words, M, x, x_stride, out, stride);
-}
+constexpr int64_t GROUP = 8;
 
 // C colors; P channels of both stacks, Q of a color; A levels, S channels of the head.
 struct Sizes {
-  int64_t n, H, W, C, L, P, Q, S, A, bases;
+  int64_t W, C, L, P, Q, S, A, bases;
 };
 
 template <class T> struct Layer {
@@ -43,26 +30,7 @@ template <class T> struct Layer {
 template <class T> struct Model {
   const Layer<T>* layers;
   Matrix<T> hidden[COLORS], out[COLORS]; // (S / C, (c + 1) Q), (A, (c + 1) S / C)
-  const T *hidden_bias, *out_bias;
-};
-
-// What belongs to the images: see ops.h.
-template <class T> struct Images {
-  const T* bases;
-  const double *uniforms, *temperature;
-  const int64_t* given;
-  int64_t* codes;
-  T* logits;
-  int64_t* failed;
-};
-
-// The last rows of what a stack's layer sees: a ring of lines for each image, with zeros at their
-// left and, of the vertical stack, at their right.
-template <class T> struct Lines {
-  T* data;
-  int64_t depth, length; // lines of an image, numbers of a line
-  T* at(int64_t m, int64_t i) const { return data + (m * depth + (i + depth) % depth) * length; }
-  int64_t stride() const { return depth * length; } // from an image to the next
+  const T *hidden_bias, *out_bias, *bases;
 };
 
 // What a group of M images works in. Rows are padded for what vectors write beyond their end.
@@ -74,32 +42,23 @@ template <class T> struct Arrays {
   T* gated;              // (L, M, P): the gates' output in this pixel
   T *top, *hidden, *out; // (M, P) (M, S) (M, O)
   T* p;                  // (O,) of one image
-  int64_t bytes;
 
-  // Lay the arrays out from `memory`, or with nullptr only measure.
-  void place(const Sizes& z, const Layer<T>* layers, int64_t M, char* memory) {
+  // Lay the arrays out from `memory`, or with nullptr only measure; returns the bytes.
+  int64_t place(const Sizes& z, const Layer<T>* layers, int64_t M, char* memory) {
     V = padded(2 * z.P), G = padded(2 * z.Q), CG = z.C * G;
     P = padded(z.P) + PAD, S = padded(z.S) + PAD, O = padded(z.A);
-    int64_t at = 0;
-    const auto take = [&](auto*& array, int64_t count) {
-      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(memory + at);
-      at += (count * int64_t(sizeof *array) + 63) / 64 * 64;
-    };
-    take(v, z.L), take(h, z.L);
+    Layout to{memory};
+    to.take(v, z.L), to.take(h, z.L);
     for (int64_t l = 0; l < z.L; ++l) {
-      const auto& layer = layers[l];
-      const auto lines = [&](int64_t depth, int64_t pixels) {
-        Lines<T> made{nullptr, depth, padded(pixels * layer.inputs) + PAD};
-        take(made.data, M * depth * made.length);
-        return made;
-      };
-      const Lines<T> both = lines(layer.r + 1, z.W + 2 * layer.r);
-      const Lines<T> row = l ? lines(1, z.W + layer.r) : both;
+      const auto& y = layers[l];
+      const Lines<T> both = to.lines<T>(M, y.r + 1, (z.W + 2 * y.r) * y.inputs);
+      const Lines<T> row = l ? to.lines<T>(M, 1, (z.W + y.r) * y.inputs) : both;
       if (memory) v[l] = both, h[l] = row;
     }
-    take(base, z.L * z.W * M * CG), take(vertical, z.W * V);
-    take(gated, z.L * M * P), take(top, M * P), take(hidden, M * S), take(out, M * O), take(p, O);
-    bytes = at + 64;
+    to.take(base, z.L * z.W * M * CG), to.take(vertical, z.W * V);
+    to.take(gated, z.L * M * P), to.take(top, M * P), to.take(hidden, M * S);
+    to.take(out, M * O), to.take(p, O);
+    return to.bytes;
   }
 };
 
@@ -111,52 +70,51 @@ template <class T> class Group : Arrays<T> {
 
   const Model<T>& w;
   const Sizes& z;
-  const Images<T>& s;
   const int64_t first, M; // images first ... first + M - 1
 
 public:
-  Group(const Model<T>& w, const Sizes& z, const Images<T>& s, int64_t first, int64_t M,
-        char* memory)
-      : w(w), z(z), s(s), first(first), M(M) {
-    A::place(z, w.layers, M, nullptr);
-    memset(memory, 0, A::bytes);
+  static constexpr bool ROWS_APART = true;
+
+  Group(const Model<T>& w, const Sizes& z, int64_t first, int64_t M, char* memory)
+      : w(w), z(z), first(first), M(M) {
     A::place(z, w.layers, M, memory);
   }
 
-  void run() {
-    for (int64_t i = 0; i < z.H; ++i) {
-      int64_t last = z.W; // pixels after the row's last one to draw need no horizontal stack
-      while (last > 0 && !wanted(i, last - 1)) --last;
-      for (int64_t m = 0; m < M; ++m)
-        for (int64_t l = 0; l < z.L; ++l) {
-          if (stopped()) return;
-          look_up(m, i, l);
-        }
-      for (int64_t j = 0; j < z.W; ++j) {
-        if (stopped()) return;
-        for (int64_t c = 0; c < z.C; ++c)
-          if (!step(i, j, c, j < last)) return;
-      }
+  void run(const Images<T>& s) { draw(*this, s, first, M, O, p); }
+
+  bool look_up(int64_t m, int64_t i) {
+    for (int64_t l = 0; l < z.L; ++l) {
+      if (stopped()) return false;
+      look_up(m, i, l);
     }
+    return true;
+  }
+
+  void look_left(int64_t i, int64_t j, int64_t c) {
+    for (int64_t l = 0; l < z.L; ++l) look_left(i, j, c, l);
+  }
+
+  const T* head(int64_t c) {
+    const int64_t part = z.S / z.C;
+    for (int64_t m = 0; m < M; ++m) {
+      copy(part, w.hidden_bias + c * part, hidden + m * S + c * part);
+      copy(z.A, w.out_bias + c * z.A, out + m * O);
+    }
+    multiply(w.hidden[c], M, top, P, hidden + c * part, S);
+    for (int64_t m = 0; m < M; ++m) relu(part, hidden + m * S + c * part);
+    multiply(w.out[c], M, hidden, S, out, O);
+    return out;
+  }
+
+  void see(int64_t m, int64_t i, int64_t j, int64_t c, T x) {
+    v[0].at(m, i)[(w.layers[0].r + j) * z.C + c] = x;
   }
 
 private:
-  int64_t place_of(int64_t m, int64_t i, int64_t j, int64_t c) {
-    return (((first + m) * z.C + c) * z.H + i) * z.W + j;
-  }
-
-  // Whether any image needs logits at this pixel.
-  bool wanted(int64_t i, int64_t j) {
-    bool found = s.logits;
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t c = 0; c < z.C; ++c) found |= s.given[place_of(m, i, j, c)] < 0;
-    return found;
-  }
-
   // The vertical stack's layer in row i of an image, and what the horizontal one gets of it.
   void look_up(int64_t m, int64_t i, int64_t l) {
     const auto& layer = w.layers[l];
-    const T* bias = s.bases + ((z.bases > 1 ? first + m : 0) * z.L + l) * (V + CG);
+    const T* bias = w.bases + ((z.bases > 1 ? first + m : 0) * z.L + l) * (V + CG);
     const int64_t k = 2 * layer.r + 1;
     for (int64_t j = 0; j < z.W; ++j) copy(V, bias, vertical + j * V);
     for (int64_t y = 0; y < layer.above; ++y) {
@@ -180,23 +138,6 @@ private:
       store<T>(to + q, fastgen::FASTGEN_ISA::gated<T>(load(a + q), load(a + Q + q)));
   }
 
-  // A color of a pixel for each image; false where the logits are not finite.
-  bool step(int64_t i, int64_t j, int64_t c, bool look) {
-    if (look) {
-      for (int64_t l = 0; l < z.L; ++l) look_left(i, j, c, l);
-      if (wanted(i, j)) {
-        head(c);
-        for (int64_t m = 0; m < M; ++m)
-          if ((s.logits || s.given[place_of(m, i, j, c)] < 0) && !all_finite(O, out + m * O)) {
-            s.failed[first + m] = (i * z.W + j) * z.C + c;
-            return false;
-          }
-      }
-    }
-    for (int64_t m = 0; m < M; ++m) emit(m, i, j, c);
-    return true;
-  }
-
   // The horizontal stack's layer, in the channels of color c.
   void look_left(int64_t i, int64_t j, int64_t c, int64_t l) {
     const auto& layer = w.layers[l];
@@ -218,60 +159,16 @@ private:
     if (last)
       for (int64_t m = 0; m < M; ++m) relu(Q, top + m * P + c * Q);
   }
-
-  void head(int64_t c) {
-    const int64_t part = z.S / z.C;
-    for (int64_t m = 0; m < M; ++m) {
-      copy(part, w.hidden_bias + c * part, hidden + m * S + c * part);
-      copy(z.A, w.out_bias + c * z.A, out + m * O);
-    }
-    multiply(w.hidden[c], M, top, P, hidden + c * part, S);
-    for (int64_t m = 0; m < M; ++m) relu(part, hidden + m * S + c * part);
-    multiply(w.out[c], M, hidden, S, out, O);
-  }
-
-  void emit(int64_t m, int64_t i, int64_t j, int64_t c) {
-    const int64_t place = place_of(m, i, j, c);
-    const T* logits = out + m * O;
-    if (s.logits) memcpy(s.logits + place * z.A, logits, z.A * sizeof(T));
-    int64_t code = s.given[place];
-    if (code < 0) code = choose(logits, z.A, s.uniforms[place], s.temperature[place], p);
-    s.codes[place] = code;
-    v[0].at(m, i)[(w.layers[0].r + j) * z.C + c] = T(code) * (T(2) / T(z.A - 1)) - 1;
-  }
 };
 
 template <class T>
-void sample(const Model<T>& w, const Sizes& z, const Images<T>& s, int64_t threads) {
-  // As few groups as hold all images, but one for each thread, of sizes as equal as can be.
-  int64_t groups = (z.n + GROUP - 1) / GROUP;
-  groups = (groups + threads - 1) / threads * threads;
-  groups = groups < z.n ? groups : z.n;
-  const int64_t workers = groups < threads ? groups : threads;
-  Arrays<T> arrays;
-  arrays.place(z, w.layers, GROUP < z.n ? GROUP : z.n, nullptr);
-  Scratch scratch(workers * arrays.bytes);
-  each(workers, threads, [&](int64_t i) {
-    for (int64_t g = i; g < groups && !stopped(); g += workers) {
-      const int64_t first = g * z.n / groups, M = (g + 1) * z.n / groups - first;
-      Group<T>(w, z, s, first, M, scratch.data + i * arrays.bytes).run();
-    }
-  });
-}
-
-template <class T>
-void start(const void* words, const void* biases, const int64_t* kernels, const Sizes& z,
-           const Images<T>& s, int64_t threads) {
+void start(const void* words, const void* biases, const void* bases, const int64_t* kernels,
+           const Sizes& z, const Images<T>& s, int64_t threads) {
   const T* at = static_cast<const T*>(words);
-  const auto next = [&at](int64_t rows, int64_t K) {
-    const Matrix<T> matrix{at, rows, K};
-    at += padded(rows) * K;
-    return matrix;
-  };
   Scratch memory(z.L * sizeof(Layer<T>));
   auto* layers = reinterpret_cast<Layer<T>*>(memory.data);
   Model<T> w{};
-  w.layers = layers;
+  w.layers = layers, w.bases = static_cast<const T*>(bases);
   const T* bias = static_cast<const T*>(biases);
   for (int64_t l = 0; l < z.L; ++l) {
     auto& layer = layers[l];
@@ -280,22 +177,24 @@ void start(const void* words, const void* biases, const int64_t* kernels, const 
     layer.vertical = at;
     layer.vertical_words = padded(2 * z.P) * kernels[l] * layer.inputs;
     at += layer.above * layer.vertical_words;
-    layer.link = next(z.C * padded(2 * z.Q), 2 * z.P);
+    layer.link = next(at, z.C * padded(2 * z.Q), 2 * z.P);
     layer.res_bias = bias, bias += z.P;
   }
   for (int64_t l = 0; l < z.L; ++l)
     for (int64_t c = 0; c < z.C; ++c) {
       auto& layer = layers[l];
       const int64_t seen = l ? (c + 1) * z.Q : c; // of the pixel itself
-      layer.gates[c] = next(2 * z.Q, layer.r * layer.inputs + seen);
-      layer.res[c] = next(z.Q, (c + 1) * z.Q);
+      layer.gates[c] = next(at, 2 * z.Q, layer.r * layer.inputs + seen);
+      layer.res[c] = next(at, z.Q, (c + 1) * z.Q);
     }
   for (int64_t c = 0; c < z.C; ++c) {
-    w.hidden[c] = next(z.S / z.C, (c + 1) * z.Q);
-    w.out[c] = next(z.A, (c + 1) * (z.S / z.C));
+    w.hidden[c] = next(at, z.S / z.C, (c + 1) * z.Q);
+    w.out[c] = next(at, z.A, (c + 1) * (z.S / z.C));
   }
   w.hidden_bias = bias, w.out_bias = bias + z.S;
-  sample<T>(w, z, s, threads);
+  const int64_t bytes = Arrays<T>().place(z, layers, GROUP < s.n ? GROUP : s.n, nullptr);
+  groups(s.n, GROUP, threads, bytes,
+         [&](int64_t first, int64_t M, char* memory) { Group<T>(w, z, first, M, memory).run(s); });
 }
 
 } // namespace
@@ -305,12 +204,12 @@ void pixelcnn_sample(int64_t dtype, const void* words, const void* biases, const
                      const int64_t* given, int64_t* codes, void* logits, int64_t* failed, int64_t n,
                      int64_t H, int64_t W, int64_t C, int64_t L, int64_t P, int64_t S, int64_t A,
                      int64_t base_count, int64_t threads) {
-  const Sizes z{n, H, W, C, L, P, P / C, S, A, base_count};
+  const Sizes z{W, C, L, P, P / C, S, A, base_count};
   const auto run = [&](auto real) {
     using T = decltype(real);
-    const Images<T> s{static_cast<const T*>(bases), uniforms, temperature, given, codes,
-                      static_cast<T*>(logits),      failed};
-    start<T>(words, biases, kernels, z, s, threads);
+    const Images<T> s{
+        n, H, W, C, A, uniforms, temperature, given, codes, static_cast<T*>(logits), failed};
+    start<T>(words, biases, bases, kernels, z, s, threads);
   };
   if (dtype == 0) run(float{});
   if (dtype == 1) run(double{});
