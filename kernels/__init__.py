@@ -2,6 +2,13 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .masked_stack_sample import (
+    MaskedLayer,
+    PackedStack,
+    masked_stack_sample,
+    masked_stack_sample_ref,
+    pack_stack,
+)
 from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
 from .pixelcnn_sample import (
     PixelLayer,
@@ -23,7 +30,9 @@ from .wavenet_sample import (
 )
 
 __all__ = [
+    "MaskedLayer",
     "Packed",
+    "PackedStack",
     "PixelLayer",
     "PixelPacked",
     "PixelWeights",
@@ -31,8 +40,11 @@ __all__ = [
     "Weights",
     "draw",
     "initial_state",
+    "masked_stack_sample",
+    "masked_stack_sample_ref",
     "pack",
     "pack_pixels",
+    "pack_stack",
     "pixelcnn_layer",
     "pixelcnn_layer_ref",
     "pixelcnn_sample",

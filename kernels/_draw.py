@@ -57,22 +57,34 @@ def draw_mixture(params, u, temperature, classes):
     return ((x.clamp(-1, 1) + 1) * ((classes - 1) / 2)).round().long()
 
 
-def check_drawing(name, uniforms, given, temperature, levels):
-    """Raise ValueError for values out of range, and for a temperature that does not expand.
+def check_drawing(name, uniforms, given, temperature, colors, levels):
+    """Raise ValueError or TypeError unless these can draw images (n, colors, H, W) of `levels`.
 
-    uniforms, given: of one shape    temperature: of a shape that expands to it
+    uniforms: (n, C, H, W)    given: likewise, int64    temperature: a shape that expands to it
     """
-    if not ((uniforms >= 0) & (uniforms < 1)).all():
-        raise ValueError(f"{name}: uniforms: expected values in [0, 1)")
-    if not ((given >= -1) & (given < levels)).all():
-        raise ValueError(f"{name}: given: expected levels in [-1, {levels})")
+
+    def expect(ok, what, expected, got, error=ValueError):
+        if not ok:
+            raise error(f"{name}: {what}: expected {expected}, got {got}")
+
+    tensors = {"uniforms": uniforms, "given": given, "temperature": temperature}
+    shape = tuple(uniforms.shape)
+    fits = len(shape) == 4 and shape[1] == colors
+    expect(fits, "uniforms", f"(n, {colors}, H, W)", shape)
+    for what, tensor in tensors.items():
+        expect(not tensor.is_meta, what, "values", "a meta tensor")
+    inside = ((uniforms >= 0) & (uniforms < 1)).all()
+    expect(inside, "uniforms", "values in [0, 1)", "others")
+    expect(given.shape == shape, "given", shape, tuple(given.shape))
+    expect(given.dtype == torch.int64, "given", torch.int64, given.dtype, TypeError)
+    inside = ((given >= -1) & (given < levels)).all()
+    expect(inside, "given", f"levels in [-1, {levels})", "others")
     try:
-        temperature.expand(uniforms.shape)
+        temperature.expand(shape)
     except RuntimeError:
-        want, got = tuple(uniforms.shape), tuple(temperature.shape)
-        raise ValueError(f"{name}: temperature: expected {want}, got {got}") from None
-    if not ((temperature >= 0) & (temperature < math.inf)).all():
-        raise ValueError(f"{name}: temperature: expected finite values >= 0")
+        expect(False, "temperature", shape, tuple(temperature.shape))
+    inside = ((temperature >= 0) & (temperature < math.inf)).all()
+    expect(inside, "temperature", "finite values >= 0", "others")
 
 
 def not_finite(name, image, t, shape):
@@ -80,3 +92,10 @@ def not_finite(name, image, t, shape):
     _, C, _, W = shape
     where = f"image {image} at row {t // (W * C)}, column {t // C % W}, color {t % C}"
     return f"{name}: the logits of {where} are not finite"
+
+
+def raise_failed(name, failed, shape):
+    """Raise ValueError naming the first image with a place in `failed` (n,), -1 being none."""
+    if (failed >= 0).any():
+        image = int((failed >= 0).nonzero()[0])
+        raise ValueError(not_finite(name, image, int(failed[image]), shape))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ._draw import check_drawing, draw, not_finite
+from ._draw import check_drawing, draw, raise_failed
 from ._op import (
     launch,
     native,
@@ -187,9 +187,7 @@ def pixelcnn_sample(
             *(packed.words, packed.biases, start_of_gates(w, cond), kernels),
             *(*w.hidden.shape, w.colors, u, given, temperature, logits, threads),
         )
-    if (failed >= 0).any():
-        image = int((failed >= 0).nonzero()[0])
-        raise ValueError(not_finite("pixelcnn_sample", image, int(failed[image]), u.shape))
+    raise_failed("pixelcnn_sample", failed, u.shape)
     codes = codes.to(device)
     return (codes, values.to(device).movedim(-1, 1)) if logits else codes
 
@@ -342,16 +340,10 @@ def check_weights(w):
 
 def check(w, uniforms, given, cond, temperature):
     """Raise ValueError or TypeError for arguments that do not fit `w` or each other."""
-    C, L, P = w.colors, len(w.layers), w.hidden.shape[1]
-    fits = uniforms.dim() == 4 and uniforms.shape[1] == C
-    expect(fits, "uniforms", f"(n, {C}, H, W)", tuple(uniforms.shape))
-    n, shape = len(uniforms), tuple(uniforms.shape)
-    expect(given.shape == shape, "given", shape, tuple(given.shape))
-    expect(given.dtype == torch.int64, "given", torch.int64, given.dtype, TypeError)
-    fits = cond.shape in ((1, L, 4 * P), (n, L, 4 * P))
-    expect(fits, "cond", (n, L, 4 * P), tuple(cond.shape))
-    tensors = {"uniforms": uniforms, "given": given, "cond": cond, "temperature": temperature}
-    for name, v in tensors.items():
-        expect(not v.is_meta, name, "values", "a meta tensor")
+    L, P = len(w.layers), w.hidden.shape[1]
+    levels = w.out.shape[0] // w.colors
+    check_drawing("pixelcnn_sample", uniforms, given, temperature, w.colors, levels)
+    shapes = ((1, L, 4 * P), (len(uniforms), L, 4 * P))
+    expect(cond.shape in shapes, "cond", shapes[1], tuple(cond.shape))
+    expect(not cond.is_meta, "cond", "values", "a meta tensor")
     expect(cond.isfinite().all(), "cond", "finite values", "NaN or Inf")
-    check_drawing("pixelcnn_sample", uniforms, given, temperature, w.out.shape[0] // C)

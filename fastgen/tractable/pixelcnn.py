@@ -213,6 +213,28 @@ class PixelCNN(Raster):
             h = h + layer["up"](torch.relu(y))
         return self.out(torch.relu(self.hidden(torch.relu(h))))
 
+    def weights(self):
+        """The parameters as `kernels.masked_stack_sample` takes them."""
+        found = [kernels.MaskedLayer(self.first.weight, self.first.bias, "A", 0, relu=False)]
+        convs = [(y[name], name) for y in self.layers for name in ("down", "conv", "up")]
+        for y, name in (*convs, (self.hidden, "hidden"), (self.out, "out")):
+            source = len(found)
+            skip = source - 2 if name == "up" else -1
+            found.append(kernels.MaskedLayer(y.weight, y.bias, "B", source, skip=skip))
+        return found
+
+    def sample_cached(self, uniforms, given, temperature, label, cond, dtype, threads):
+        """`sample` by `kernels.masked_stack_sample`."""
+        return kernels.masked_stack_sample(
+            self.weights(),
+            uniforms,
+            colors=self.config["colors"],
+            given=given,
+            temperature=temperature,
+            dtype=dtype,
+            threads=threads,
+        )
+
 
 def check_config(name, colors, **sizes):
     """Raise ValueError for a size that the model cannot have."""

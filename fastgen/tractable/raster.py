@@ -107,7 +107,7 @@ class Raster(nn.Module):
         given = given_levels(prefix, n, C, H, W).to(device)
         temperature = torch.as_tensor(temperature, dtype=torch.float64, device=device)
         uniforms = uniforms.to(device)
-        check_drawing("sample", uniforms, given, temperature, self.config["levels"])
+        check_drawing("sample", uniforms, given, temperature, C, self.config["levels"])
         inputs = (uniforms, given, temperature, label, cond, dtype)
         if method == "cached":
             return self.sample_cached(*inputs, threads)
