@@ -3,8 +3,6 @@
 #include "common.h"
 #include "sample.h"
 
-#include <type_traits>
-
 namespace fastgen::FASTGEN_ISA {
 
 constexpr int64_t COLORS = 3;

@@ -1,5 +1,6 @@
 """What fastgen finds on this machine, and whether its kernels agree with their references."""
 
+import copy
 import functools
 import importlib.metadata
 import importlib.util
@@ -13,7 +14,7 @@ import torch
 
 from . import __version__, kernels, weights
 from .kernels import _op
-from .tractable.pixelcnn import GatedPixelCNN
+from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from .tractable.wavenet import WaveNet
 from .verify import Check
 
@@ -24,6 +25,7 @@ OPTIONAL = {  # package: what it is for, and the extra that brings it
     "pystoi": ("intelligibility in fastgen eval", "metrics"),
     "tensorboard": ("fastgen train --tensorboard", "tensorboard"),
 }
+ON_CPU = ("masked_stack_sample",)  # kernels that bring a GPU's tensors there
 # of the largest value of the reference in float64
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6, "bfloat16": 0.02, "int8": 0.05}
 
@@ -106,6 +108,8 @@ def implementations():
 
 def on_gpu(name):
     """What runs a kernel on a GPU, and why it does not here."""
+    if name in ON_CPU:
+        return "runs on the CPU"
     if importlib.util.find_spec(f"fastgen.kernels._{name}_triton") is None:
         return "reference in torch"
     return "Triton" if version("triton") else "reference in torch, for want of triton"
@@ -197,27 +201,31 @@ def sample_error(dtype, device):
 
 @functools.cache
 @torch.no_grad()
-def pixel_case():
-    """Weights of a PixelCNN of 3 colors and levels, and the logits that the reference computes."""
+def image_case(kind):
+    """A model of images of 3 colors, images, and its logits in float64."""
     torch.manual_seed(0)
-    model = GatedPixelCNN(3, 18, 21, levels=20, colors=3).double()
+    model = kind(3, 18, 21, levels=20, colors=3).double()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     levels = torch.randint(20, (3, 3, 5, 6))
-    w = kernels.pack_pixels(model.weights(), "float64").weights
-    options = (torch.zeros(1, 3, 72, dtype=torch.float64), torch.ones(levels.shape), True)
-    _, logits, _ = kernels.pixelcnn_sample_ref(w, torch.zeros(levels.shape), levels, *options)
-    return model.weights(), levels, logits.movedim(-1, 1)
+    return model, levels, model(levels)
 
 
-@torch.no_grad()
-def pixel_error(dtype, device):
-    """How far the logits of `kernels.pixelcnn_sample` are off, of the largest of them."""
-    w, levels, want = pixel_case()
-    levels = levels.to(device)
-    options = {"given": levels, "dtype": dtype, "logits": True}
-    _, got = kernels.pixelcnn_sample(w, torch.zeros(levels.shape, device=device), **options)
+def image_error(sampler, kind, dtype, device):
+    """How far the logits of a sampler are off those of its model, of the largest of them."""
+    model, levels, want = image_case(kind)
+    zeros, more = torch.zeros(levels.shape), {"given": levels, "dtype": dtype, "logits": True}
+    _, got = sampler(copy.deepcopy(model).to(device).weights(), zeros, **more)
     return relative(got, want)
+
+
+def pixelcnn_error(dtype, device):
+    return image_error(kernels.pixelcnn_sample, GatedPixelCNN, dtype, device)
+
+
+def stack_error(dtype, device):
+    sampler = functools.partial(kernels.masked_stack_sample, colors=3)
+    return image_error(sampler, PixelCNN, dtype, device)
 
 
 def layer_error(dtype, device):
@@ -246,5 +254,6 @@ def relative(got, want):
 SELF_TESTS = {  # kernel: its error, in which dtypes
     "wavenet_sample": (sample_error, ("float64", "float32", "bfloat16", "int8")),
     "wavenet_layer": (layer_error, ("float64", "float32")),
-    "pixelcnn_sample": (pixel_error, ("float64", "float32")),
+    "pixelcnn_sample": (pixelcnn_error, ("float64", "float32")),
+    "masked_stack_sample": (stack_error, ("float64", "float32")),
 }

@@ -236,3 +236,86 @@ PIXELCNN_SAMPLE = {
     "colors in whole vectors": {"C": 3, "P": 48, "S": 96, "A": 256, "H": 3},
     "two colors": {"C": 2, "S": 10},
 }
+
+
+def masked_stack_sample(
+    stack=(("A", 0, 5, 5, 7), ("B", 1, 3, 3, 4), ("B", 2, 1, 1, 7), ("B", 3, 1, 1, 0)),
+    skips=(-1, -1, 1, -1),
+    relu=(False, True, True, True),
+    A=5,
+    C=1,
+    n=2,
+    H=4,
+    W=5,
+    given=0.0,
+    temperature=1.0,
+):
+    """Layers, uniforms and options of `masked_stack_sample`, float64.
+
+    `stack` has of each layer mask, source, KH, KW and channels of a color, 0 meaning A levels. What
+    a mask shuts out is NaN.
+    """
+    generator = torch.Generator().manual_seed(0)
+    layers, widths = [], [C]
+    for (mask, source, KH, KW, own), skip, positive in zip(stack, skips, relu, strict=True):
+        I, O = widths[source], C * (own or A)
+        weight = torch.randn(O, I, KH, KW, generator=generator, dtype=torch.float64)
+        seen = I * (KW * (KH // 2) + KW // 2 + 1)
+        weight *= (1.5 if own else 3) * seen**-0.5
+        weight[:, :, KH // 2 + 1 :] = NAN
+        weight[:, :, KH // 2, KW // 2 + 1 :] = NAN
+        row, column = (torch.arange(size) // (size // C) for size in (O, I))
+        shut = column > row[:, None] if mask == "B" else column >= row[:, None]
+        weight[:, :, KH // 2, KW // 2][shut] = NAN
+        bias = 0.3 * torch.randn(O, generator=generator, dtype=torch.float64)
+        layers.append(kernels.MaskedLayer(weight, bias, mask, source, positive, skip))
+        widths.append(O)
+    shape = (n, C, H, W)
+    levels = torch.randint(A, shape, generator=generator)
+    drawn = torch.rand(shape, generator=generator) >= given
+    options = {
+        "colors": C,
+        "given": levels.masked_fill(drawn, -1) if given else None,
+        "temperature": 2 * torch.rand(H, W, generator=generator).round(decimals=1)
+        if temperature is None
+        else temperature,
+    }
+    return layers, torch.rand(shape, generator=generator, dtype=torch.float64), options
+
+
+ONE = {"stack": [("A", 0, 3, 3, 0)], "skips": [-1], "relu": [False]}
+MASKED_STACK_SAMPLE = {
+    "plain": {},
+    "one layer": ONE,
+    "ones": {**ONE, "A": 2, "n": 1, "H": 1, "W": 1},
+    "a layer of 1 x 1": {"stack": [("A", 0, 1, 1, 0)], "skips": [-1], "relu": [False], "C": 3},
+    "no images": {"n": 0},
+    "no rows": {"H": 0},
+    "no columns": {"W": 0},
+    "a group and one": {"n": 9},
+    "rows alone": {"stack": [("A", 0, 5, 1, 3), ("B", 1, 1, 5, 0)], "skips": [-1, -1]}
+    | {"relu": [False, False]},
+    "the image often": {
+        "stack": [("A", 0, 3, 7, 2), ("A", 0, 7, 3, 2), ("B", 2, 3, 3, 2), ("B", 3, 3, 1, 0)],
+        "skips": [-1, 1, 1, -1],
+        "relu": [False, True, False, True],
+    },
+    "a layer that nothing sees": {
+        "stack": [("A", 0, 3, 3, 2), ("B", 1, 3, 3, 4), ("B", 1, 1, 1, 0)],
+        **{"skips": [-1, -1, -1], "relu": [False, True, True]},
+    },
+    "a panel and one": {
+        "stack": [("A", 0, 3, 3, 65), ("B", 1, 3, 3, 65), ("B", 2, 1, 1, 0)],
+        **{"skips": [-1, 1, -1], "relu": [False, True, True], "A": 65, "H": 3},
+    },
+    "whole panels": {
+        "stack": [("A", 0, 3, 3, 64), ("B", 1, 3, 3, 128), ("B", 2, 1, 1, 0)],
+        **{"skips": [-1, -1, -1], "relu": [False, True, True], "A": 256, "H": 3},
+    },
+    "given pixels": {"given": 0.5, "n": 9},
+    "nothing to draw": {"given": 1.1},
+    "the likeliest": {"temperature": 0.0},
+    "colors": {"C": 3},
+    "colors with everything": {"C": 3, "given": 0.4, "temperature": None, "n": 9, "A": 37},
+    "two colors": {"C": 2},
+}

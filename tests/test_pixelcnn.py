@@ -191,15 +191,15 @@ def test_cached_is_naive_is_jacobi(model, options):
     assert naive.min() >= 0
     assert naive.max() < 5
     assert torch.equal(model.sample(n, method="jacobi", **more), naive)
-    if isinstance(model, GatedPixelCNN):
-        assert torch.equal(model.sample(n, **more), naive)
-        assert torch.equal(model.sample(n, threads=2, **more), naive)
+    assert torch.equal(model.sample(n, **more), naive)
+    assert torch.equal(model.sample(n, threads=2, **more), naive)
 
 
+@pytest.mark.parametrize("kind", [GatedPixelCNN, PixelCNN])
 @pytest.mark.parametrize("n", [0, 1, 9])
 @pytest.mark.parametrize("size", [(0, 3), (3, 0), (1, 1), (7, 2)])
-def test_methods_agree_for_few_and_for_other_sizes(n, size):
-    model = small(**COND)
+def test_methods_agree_for_few_and_for_other_sizes(n, size, kind):
+    model = small(kind, **(COND if kind is GatedPixelCNN else {}))
     more = {"seed": 0, "dtype": "float64", "size": size, **conditions(model, n)}
     want = model.sample(n, method="naive", **more)
     assert want.shape == (n, 1, *size)
@@ -264,9 +264,14 @@ def test_equal_uniforms_give_equal_images():
 
 @torch.no_grad()
 def test_the_sampler_says_what_forward_says(model):
-    if not isinstance(model, GatedPixelCNN):
-        pytest.skip("has no cached sampler")
     x, more = images(model, 3), conditions(model, 3)
+    if isinstance(model, PixelCNN):
+        for dtype, error in (("float64", 1e-12), ("float32", 1e-4)):
+            options = {"given": x, "dtype": dtype, "logits": True, "colors": x.shape[1]}
+            zeros = torch.zeros(x.shape)
+            _, logits = kernels.masked_stack_sample(model.weights(), zeros, **options)
+            torch.testing.assert_close(logits.double(), model(x), rtol=0, atol=error)
+        return
     label, cond = (more.get(name) for name in ("label", "cond"))
     cond = None if cond is None else cond.double()
     added = [layer.conditions(label, cond) for layer in model.layers]
@@ -441,8 +446,3 @@ def test_logits_that_are_not_finite_are_an_error(method):
         model.hidden.bias[:] = 100
     with pytest.raises(ValueError, match="logits of image 0 at row 0, column 0, color 1 are not"):
         model.sample(2, method=method, dtype="float64", seed=0)
-
-
-def test_plain_has_no_cached_sampler():
-    with pytest.raises(ValueError, match="PixelCNN has no cached sampler: use 'jacobi'"):
-        small(PixelCNN).sample(1)

@@ -21,8 +21,8 @@ class Raster(nn.Module):
         p(x) = prod_t p(x[t] | x[0], ..., x[t-1], conditions)
 
     t goes through rows, pixels of a row, and colors of a pixel. A subclass has `config` with
-    levels, colors, classes, cond_channels, height and width, a `logits` method, and `rows_above`,
-    how many rows above its own a prediction sees.
+    levels, colors, height and width, perhaps classes and cond_channels, the methods `logits` and
+    `sample_cached`, and `rows_above`, how many rows above its own a prediction sees.
     """
 
     def players(self):
@@ -112,9 +112,6 @@ class Raster(nn.Module):
         if method == "cached":
             return self.sample_cached(*inputs, threads)
         return (sample_naive if method == "naive" else sample_jacobi)(self, *inputs)[0]
-
-    def sample_cached(self, *inputs):
-        raise ValueError(f"sample: {type(self).__name__} has no cached sampler: use 'jacobi'")
 
 
 def fresh(seed):
