@@ -29,7 +29,7 @@ from ._op import (
     warn_reference,
     without_autocast,
 )
-from .pixelcnn_layer import gate, later, masked
+from .pixelcnn_layer import gate, later
 from .wavenet_sample import LANES, panels
 
 DTYPES = ("float32", "float64")
@@ -103,24 +103,28 @@ def pack_pixels(weights, dtype="float32"):
     )
 
 
+@torch.no_grad()
 def only_live(weights, dtype):
     """Copies of the weights on the CPU, zero where a mask shuts them out."""
 
     def real(v):
         return v.detach().to("cpu", dtype).contiguous() if isinstance(v, torch.Tensor) else v
 
+    def seen(matrix, strict=True):
+        shut = later(*matrix.shape, weights.colors, strict, matrix.device)
+        return matrix.masked_fill(shut, 0)
+
     layers = []
     for l, y in enumerate(weights.layers):
-        kept = masked(y.v_weight, y.h_weight, y.res_weight, "B" if l else "A", weights.colors)
-        names = ("v_weight", "h_weight", "res_weight")
-        y = y._replace(**dict(zip(names, kept, strict=True)))
+        v_weight, h_weight = y.v_weight.clone(), y.h_weight.clone()
+        if l == 0:
+            v_weight[:, :, -1] = 0
+        for half in h_weight[:, :, 0, -1].chunk(2):  # (P, inputs)
+            half.copy_(seen(half, strict=l > 0))
+        y = y._replace(v_weight=v_weight, h_weight=h_weight, res_weight=seen(y.res_weight))
         layers.append(PixelLayer(*map(real, y)))
-    head = [
-        m.masked_fill(later(*m.shape, weights.colors, True, m.device), 0)
-        for m in (weights.hidden, weights.out)
-    ]
-    w = weights._replace(layers=layers, hidden=head[0], out=head[1])
-    return PixelWeights(*map(real, w))
+    head = {"hidden": seen(weights.hidden), "out": seen(weights.out)}
+    return PixelWeights(*map(real, weights._replace(layers=layers, **head)))
 
 
 def by_color(gates, colors):
