@@ -10,7 +10,8 @@ if find_spec("fastgen.kernels") is None:
 
 from . import kernels
 from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
+from .tractable.pixelcnnpp import PixelCNNpp
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
-__all__ = ["GatedPixelCNN", "PixelCNN", "WaveNet", "kernels"]
+__all__ = ["GatedPixelCNN", "PixelCNN", "PixelCNNpp", "WaveNet", "kernels"]

@@ -237,7 +237,18 @@ class PixelCNN(Raster):
 
 
 def check_config(name, colors, **sizes):
-    """Raise ValueError for a size that the model cannot have."""
+    """Raise ValueError for a size that a stack of masked convolutions cannot have."""
+    check_sizes(name, colors, **sizes)
+    for key in ("channels", "head_channels"):
+        if sizes[key] % colors:
+            raise ValueError(f"{name}: {key}: expected a multiple of {colors}, got {sizes[key]}")
+    for key in ("first_kernel", "kernel"):
+        if sizes[key] % 2 == 0:
+            raise ValueError(f"{name}: {key}: expected an odd number, got {sizes[key]}")
+
+
+def check_sizes(name, colors, **sizes):
+    """Raise ValueError for a size that no model of images can have."""
     least = {"classes": 0, "cond_channels": 0, "levels": 2, "first_kernel": 3}
     for key, got in sizes.items():
         if not isinstance(got, int) or got < least.get(key, 1):
@@ -246,9 +257,3 @@ def check_config(name, colors, **sizes):
         raise ValueError(f"{name}: colors: expected 1 or 3, got {colors}")
     if sizes["levels"] > 256:
         raise ValueError(f"{name}: levels: expected at most 256, got {sizes['levels']}")
-    for key in ("channels", "head_channels"):
-        if sizes[key] % colors:
-            raise ValueError(f"{name}: {key}: expected a multiple of {colors}, got {sizes[key]}")
-    for key in ("first_kernel", "kernel"):
-        if sizes[key] % 2 == 0:
-            raise ValueError(f"{name}: {key}: expected an odd number, got {sizes[key]}")

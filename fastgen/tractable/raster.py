@@ -22,8 +22,11 @@ class Raster(nn.Module):
 
     t goes through rows, pixels of a row, and colors of a pixel. A subclass has `config` with
     levels, colors, height and width, perhaps classes and cond_channels, the methods `logits` and
-    `sample_cached`, and `rows_above`, how many rows above its own a prediction sees.
+    `sample_cached`, and `rows_above`, how many rows above its own a prediction sees. Shifting an
+    image by `stride` rows shifts what it says of it.
     """
+
+    stride = 1
 
     def players(self):
         """Maximum likelihood: one player, who minimises nats a number of the image."""
@@ -40,16 +43,19 @@ class Raster(nn.Module):
         returns: logits (B, levels, C, H, W)
         Raises ValueError for shapes that do not fit and values out of range, TypeError for dtypes.
         """
+        scaled, cond = self.inputs(x, label, cond)
+        (B, C, H, W), levels = x.shape, self.config["levels"]
+        if not x.numel():  # convolutions take no empty image
+            return scaled.new_zeros(B, levels, C, H, W)
+        return self.logits(scaled, label, cond).view(B, C, levels, H, W).transpose(1, 2)
+
+    def inputs(self, x, label, cond):
+        """x in [-1, 1], and cond, in the parameters' dtype; raises what `forward` does."""
         check_images(self, x)
         check_conditions(self, len(x), label, cond)
-        B, C, H, W = x.shape
-        levels = self.config["levels"]
-        parameter = next(self.parameters())
-        if not x.numel():  # convolutions take no empty image
-            return parameter.new_zeros(B, levels, C, H, W)
-        cond = None if cond is None else cond.to(parameter.dtype)
-        scaled = x.to(parameter.dtype) * (2 / (levels - 1)) - 1
-        return self.logits(scaled, label, cond).view(B, C, levels, H, W).transpose(1, 2)
+        dtype = next(self.parameters()).dtype
+        cond = None if cond is None else cond.to(dtype)
+        return x.to(dtype) * (2 / (self.config["levels"] - 1)) - 1, cond
 
     def log_prob(self, x, label=None, cond=None):
         """Exact log-probability of images, in nats.
@@ -144,12 +150,12 @@ def working_copy(model, dtype):
     """The model in `dtype`, apart from the original."""
     if dtype not in ("float32", "float64"):
         raise ValueError(f"sample: dtype: expected 'float32' or 'float64', got {dtype!r}")
-    return copy.deepcopy(model).to(getattr(torch, dtype)).requires_grad_(False)
+    return copy.deepcopy(model).to(getattr(torch, dtype)).requires_grad_(False).eval()
 
 
 def from_row(model, x, row, label, cond):
     """The model's logits (n, levels, C, H - row, W) of the rows from `row` on."""
-    start = max(0, row - model.rows_above)
+    start = max(0, row - model.rows_above) // model.stride * model.stride
     return model(x[:, :, start:], label, cond)[:, :, :, row - start :]
 
 
