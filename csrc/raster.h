@@ -92,7 +92,7 @@ void draw(Network& net, const Images<T>& s, int64_t first, int64_t M, int64_t O,
         for (int64_t m = 0; m < M; ++m) {
           const int64_t place = s.place(first + m, i, j, c);
           const T* z = any ? logits + m * O : nullptr;
-          if (s.wanted(place) && !all_finite(O, z)) {
+          if (s.wanted(place) && !all_finite(s.A, z)) {
             s.failed[first + m] = (i * s.W + j) * s.C + c;
             return;
           }

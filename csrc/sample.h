@@ -37,9 +37,11 @@ template <class T> void relu(int64_t count, T* x) {
 }
 template <class T> bool all_finite(int64_t count, const T* x) {
   vec<T> zero{};
-  for (int64_t i = 0; i < count; i += LANES<T>) zero += load(x + i) * 0;
+  int64_t i = 0;
+  for (; i + LANES<T> <= count; i += LANES<T>) zero += load(x + i) * 0;
   T sum = 0;
-  for (int i = 0; i < LANES<T>; ++i) sum += zero[i];
+  for (int k = 0; k < LANES<T>; ++k) sum += zero[k];
+  for (; i < count; ++i) sum += x[i] * 0;
   return sum == 0;
 }
 

@@ -80,6 +80,7 @@ def pack_pixels(weights, dtype="float32"):
     expect(dtype in DTYPES, "dtype", f"one of {DTYPES}", repr(dtype))
     check_weights(weights)
     w = only_live(weights, getattr(torch, dtype))
+    check_finite(w)
     if on_triton(weights.hidden, "pixelcnn_sample"):
         from ._pixelcnn_sample_triton import pack
 
@@ -313,7 +314,7 @@ def expect(ok, name, expected, got, error=ValueError):
 
 
 def check_weights(w):
-    """Raise ValueError for shapes that do not fit together and for live values not finite."""
+    """Raise ValueError for shapes that do not fit together."""
     expect(len(w.layers) > 0, "layers", "at least one", "none")
     expect(w.hidden.dim() == 2, "hidden", "(S, P)", tuple(w.hidden.shape))
     (S, P), C = w.hidden.shape, w.colors
@@ -336,9 +337,17 @@ def check_weights(w):
     for name, tensor in found.items():
         expect(tensor.shape == shapes[name], name, shapes[name], tuple(tensor.shape))
         expect(not tensor.is_meta, name, "values", "a meta tensor")
-    live = only_live(w, torch.float64)
-    tensors = [v for y in live.layers for v in y] + [*live[1:-1]]
-    for name, tensor in zip([*found][4:] + [*found][:4], tensors, strict=True):
+
+
+def check_finite(w):
+    """Raise ValueError for masked weights that are not finite."""
+    named = [
+        (f"layers[{l}].{name}", v)
+        for l, y in enumerate(w.layers)
+        for name, v in zip(y._fields, y, strict=True)
+    ]
+    named += [(name, getattr(w, name)) for name in ("hidden", "hidden_bias", "out", "out_bias")]
+    for name, tensor in named:
         expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")
 
 

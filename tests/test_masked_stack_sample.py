@@ -122,6 +122,20 @@ def test_logits_that_are_not_finite_are_an_error():
                 call(layers, u, colors=3, dtype="float64")
 
 
+def test_what_nothing_sees_may_overflow():
+    layers, u, _ = cases.masked_stack_sample(
+        **cases.MASKED_STACK_SAMPLE["a layer that nothing sees"]
+    )
+    want = masked_stack_sample(layers, u, logits=True)
+    layers[1].bias[:] = 1e38
+    layers[1].weight[:] = 1e38
+    for isa in ISAS:
+        native.set_isa(isa)
+        got = masked_stack_sample(layers, u, logits=True)
+        assert torch.equal(got[0], want[0])
+        assert got[1].isfinite().all()
+
+
 def changed(x, value):
     x = x.clone()
     x.view(-1)[0] = value

@@ -290,6 +290,7 @@ def test_log_prob_is_that_of_the_logits(model):
     torch.testing.assert_close(model.log_prob(x, **more), log_p.sum(1))
     bits = -log_p.mean(1) / math.log(2)
     torch.testing.assert_close(model.bits_per_dim(x, **more), bits)
+    assert model.bits_per_dim(x[:0], **conditions(model, 0)).shape == (0,)
 
 
 def test_an_untrained_one_knows_nothing():

@@ -161,6 +161,17 @@ def test_given_levels_flow_into_what_follows():
         assert changed[t + 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draw_takes_a_temperature_for_each_row(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(60, 17, generator=generator).to(dtype)
+    u = torch.rand(60, generator=generator, dtype=torch.float64)
+    temperature = torch.tensor([0, 1e-300, 0.5, 1.0, 7.0], dtype=torch.float64).repeat(12)
+    together = draw(logits, u, temperature, 17)
+    for i, t in enumerate(temperature.tolist()):
+        assert torch.equal(draw(logits[i : i + 1], u[i : i + 1], t, 17), together[i : i + 1])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_draw_inverts_the_cdf_at_each_temperature(isa, dtype):

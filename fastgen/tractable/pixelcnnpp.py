@@ -36,7 +36,7 @@ class Shifted(nn.Module):
 
 
 class GatedResnet(nn.Module):
-    """x + a sigmoid(b): a, b = conv(concat_elu(y)), y = conv(concat_elu(x)) + nin(concat_elu(side))."""
+    """x + a sigmoid(b), with a, b = conv(concat_elu(y)) of y that both x and `side` make."""
 
     def __init__(self, channels, kernel, side, classes, cond_channels, dropout):
         super().__init__()

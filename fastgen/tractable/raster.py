@@ -32,7 +32,7 @@ class Raster(nn.Module):
         """Maximum likelihood: one player, who minimises nats a number of the image."""
 
         def loss(x, label=None, cond=None):
-            return -self.log_prob(x, label, cond).mean() / x[0].numel()
+            return -self.log_prob(x, label, cond).mean() / x.shape[1:].numel()
 
         return [Player(type(self).__name__.lower(), self, loss)]
 
@@ -68,7 +68,7 @@ class Raster(nn.Module):
 
     def bits_per_dim(self, x, label=None, cond=None):
         """-log2 p(x) for each number of an image. (B,)"""
-        return self.log_prob(x, label, cond) / (-math.log(2) * max(1, x[0].numel()))
+        return self.log_prob(x, label, cond) / (-math.log(2) * max(1, x.shape[1:].numel()))
 
     @torch.no_grad()
     def sample(
