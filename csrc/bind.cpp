@@ -88,6 +88,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return ISAS[chosen]; }, "The instruction set in use.");
   m.def("set_isa", set_isa, "Use another instruction set.");
   m.attr("WAVENET_LAYER_TILE") = WAVENET_LAYER_TILE;
+#define FASTGEN_ENTRY(isa) fastgen::isa::masked_stack_sample
+  expose(m, "masked_stack_sample", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
+#define FASTGEN_ENTRY(isa) fastgen::isa::pixelcnn_sample
+  expose(m, "pixelcnn_sample", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
 #define FASTGEN_ENTRY(isa) fastgen::isa::wavenet_layer
   expose(m, "wavenet_layer", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY

@@ -72,5 +72,34 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
                          void* dskip_bias, void* dcond, /* (B, 2H, F), or null */                  \
                          int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T,         \
                          int64_t F, int64_t hop, int64_t dilation, int64_t threads);               \
+  /* Draw n images in raster order: kernels/pixelcnn_sample.py has the math and the layouts. */    \
+  void pixelcnn_sample(                                                                            \
+      int64_t dtype,             /* of real: 0 float32, 1 float64 */                               \
+      const void* words,         /* every matrix in panels of real */                              \
+      const void* biases,        /* res (L, P), hidden (S,), out (C A,) real */                    \
+      const void* bases,         /* (base_count, L, V + C G) real: what the gates start from */    \
+      const int64_t* kernels,    /* (L,): sizes */                                                 \
+      const double* uniforms,    /* (n, C, H, W) */                                                \
+      const double* temperature, /* (n, C, H, W) */                                                \
+      const int64_t* given,      /* (n, C, H, W): -1 where a level is to be drawn */               \
+      int64_t* codes,            /* (n, C, H, W), out */                                           \
+      void* logits,              /* (n, C, H, W, A) real, out; or null */                          \
+      int64_t* failed,           /* (n,): where the logits are not finite, else -1, out */         \
+      int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t P, int64_t S, int64_t A,      \
+      int64_t base_count, /* n or 1 */                                                             \
+      int64_t threads);                                                                            \
+  /* Draw n images by a stack of masked convolutions: see kernels/masked_stack_sample.py. */       \
+  void masked_stack_sample(                                                                        \
+      int64_t dtype,             /* of real: 0 float32, 1 float64 */                               \
+      const void* words,         /* every matrix in panels of real */                              \
+      const void* biases,        /* of each layer, and 16 zeros, real */                           \
+      const int64_t* layers,     /* (L, 7): source, skip, relu, rows up, columns, outputs, B */    \
+      const double* uniforms,    /* (n, C, H, W) */                                                \
+      const double* temperature, /* (n, C, H, W) */                                                \
+      const int64_t* given,      /* (n, C, H, W): -1 where a level is to be drawn */               \
+      int64_t* codes,            /* (n, C, H, W), out */                                           \
+      void* logits,              /* (n, C, H, W, A) real, out; or null */                          \
+      int64_t* failed,           /* (n,): where the logits are not finite, else -1, out */         \
+      int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t A, int64_t threads);          \
   }
 FASTGEN_EACH_ISA(FASTGEN_DECLARE)

@@ -4,17 +4,15 @@
 // Every product is out[m][row] += sum_k a[m][k] w[row][k], a the group's vectors, w in panels.
 #include "common.h"
 #include "ops.h"
-#include "simd.h"
+#include "sample.h"
 
 #include <type_traits>
 
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int64_t PANEL = 64, PAD = 16, GROUP = 8;
+constexpr int64_t GROUP = 8;
 constexpr int64_t BLOCK = 16; // rows of one product of past taps: steps times streams
-
-int64_t padded(int64_t rows) { return (rows + PAD - 1) / PAD * PAD; }
 
 // Two bfloat16 to a word, the even column in the low half.
 struct Brain {
@@ -94,32 +92,6 @@ template <class D> struct Operand {
   const float* scales; // of each vector, int8 only
 };
 
-// Whole vectors at a time: arrays are padded for what these touch beyond `count`.
-template <class T> void copy(int64_t count, const T* from, T* to) {
-  for (int64_t i = 0; i < count; i += LANES<T>) store<T>(to + i, load(from + i));
-}
-template <class T> void accumulate(int64_t count, const T* from, T* to) {
-  for (int64_t i = 0; i < count; i += LANES<T>) store<T>(to + i, load(to + i) + load(from + i));
-}
-
-template <class T> T largest(vec<T> v) {
-  T x[LANES<T>];
-  memcpy(x, &v, sizeof v);
-#pragma GCC unroll 8
-  for (int half = LANES<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-  return x[0];
-}
-
-template <class T> T largest(const T* x, int64_t count) {
-  vec<T> v = splat<T>(x[0]);
-  int64_t i = 0;
-  for (; i + LANES<T> <= count; i += LANES<T>) v = load(x + i) > v ? load(x + i) : v;
-  T top = largest<T>(v);
-  for (; i < count; ++i) top = x[i] > top ? x[i] : top;
-  return top;
-}
-
 // In the order of bits: Inf is above the numbers, a NaN above Inf.
 float largest_magnitude(const float* x, int64_t count) {
   constexpr int W = LANES<int32_t>;
@@ -185,18 +157,16 @@ Operand<D> operand(int64_t M, const typename D::T* x, int64_t stride, int64_t K,
 template <class D>
 void multiply(const Matrix<D>& w, int64_t M, const Operand<D>& x, typename D::T* out,
               int64_t stride) {
-  using P = typename D::P;
-  const int64_t rows = padded(w.rows);
-  for (int64_t r = 0; r < rows; r += PANEL) {
-    const int64_t N = rows - r < PANEL ? rows - r : PANEL;
-    const auto* words = w.words + r * w.K;
-    if constexpr (D::COLUMNS < 4) {
-      gemm<P>(M, N, w.K, x.words, x.stride, words, N, out + r, stride);
-    } else {
+  if constexpr (D::COLUMNS < 4) {
+    product<typename D::P>(w.rows, w.K, w.words, M, x.words, x.stride, out, stride);
+  } else {
+    const int64_t rows = padded(w.rows);
+    for (int64_t r = 0; r < rows; r += PANEL) {
       constexpr int W = LANES<float>;
+      const int64_t N = rows - r < PANEL ? rows - r : PANEL;
       alignas(64) int32_t sums[BLOCK * PANEL];
       memset(sums, 0, M * N * sizeof *sums);
-      gemm<P>(M, N, w.K, x.words, x.stride, words, N, sums, N);
+      gemm<typename D::P>(M, N, w.K, x.words, x.stride, w.words + r * w.K, N, sums, N);
       for (int64_t m = 0; m < M; ++m)
         for (int64_t i = 0; i < N; i += W) {
           const vec<int32_t> sum = load(sums + m * N + i) - load(w.offsets + r + i);
@@ -262,37 +232,6 @@ template <class D> struct Arrays {
     return at + 64;
   }
 };
-
-// The number of entries of the CDF of softmax(z / temperature) that are <= u: as u < 1, a class
-// of positive probability. At temperature 0 the likeliest class. p has room for A, padded.
-//
-// cdf[i] is the sum of the whole blocks of 16 before i, plus that of i's block up to i: the
-// blocks' sums need not wait for each other.
-template <class T> int64_t choose(const T* z, int64_t A, double u, double temperature, T* p) {
-  const T top = largest(z, A);
-  if (temperature == 0) {
-    int64_t best = 0;
-    while (z[best] != top) ++best;
-    return best;
-  }
-  const T rate = T(temperature < 1e-30 ? 1e30 : 1 / temperature);
-  for (int64_t i = 0; i < A; i += LANES<T>) store<T>(p + i, exp<T>((load(z + i) - top) * rate));
-  for (int64_t i = A; i < padded(A); ++i) p[i] = 0;
-  const auto block = [p](int64_t i, int64_t count) {
-    double sum = 0;
-    for (int64_t k = 0; k < count; ++k) sum += p[i + k];
-    return sum;
-  };
-  double total = 0, before = 0;
-  for (int64_t i = 0; i < A; i += PAD) total += block(i, PAD);
-  const double target = u * total;
-  int64_t code = 0;
-  for (double sum; code + PAD < A && before + (sum = block(code, PAD)) <= target; code += PAD)
-    before += sum;
-  const int64_t start = code;
-  while (code < A - 1 && before + block(start, code + 1 - start) <= target) ++code;
-  return code;
-}
 
 // A component by the first uniform, a place within it by the second, the nearest code to it.
 template <class T>
@@ -475,25 +414,14 @@ private:
       copy(z.O, w.out_bias, out + m * O);
     }
     multiply(w.skip, M, ready(M, h, LH, z.L * z.H), skip, S);
-    relu(skip);
+    relu(M * S, skip);
     multiply(w.hidden, M, ready(M, skip, S, z.S), hidden, S);
-    relu(hidden);
+    relu(M * S, hidden);
     multiply(w.out, M, ready(M, hidden, S, z.S), out, O);
   }
 
-  void relu(T* x) {
-    for (int64_t i = 0; i < M * S; i += LANES<T>) {
-      const vec<T> v = load(x + i);
-      store<T>(x + i, v < 0 ? vec<T>{} : v); // a NaN stays one
-    }
-  }
-
   bool finite(int64_t m, int64_t t) {
-    vec<T> zero{};
-    for (int64_t i = 0; i < O; i += LANES<T>) zero += load(out + m * O + i) * 0;
-    T sum = 0;
-    for (int i = 0; i < LANES<T>; ++i) sum += zero[i];
-    if (sum == 0) return true;
+    if (all_finite(O, out + m * O)) return true;
     s.failed[first + m] = z.step + t;
     return false;
   }

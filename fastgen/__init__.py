@@ -9,7 +9,9 @@ if find_spec("fastgen.kernels") is None:
     )
 
 from . import kernels
+from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
+from .tractable.pixelcnnpp import PixelCNNpp
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
-__all__ = ["WaveNet", "kernels"]
+__all__ = ["GatedPixelCNN", "PixelCNN", "PixelCNNpp", "WaveNet", "kernels"]

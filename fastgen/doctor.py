@@ -1,5 +1,6 @@
 """What fastgen finds on this machine, and whether its kernels agree with their references."""
 
+import copy
 import functools
 import importlib.metadata
 import importlib.util
@@ -13,6 +14,7 @@ import torch
 
 from . import __version__, kernels, weights
 from .kernels import _op
+from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from .tractable.wavenet import WaveNet
 from .verify import Check
 
@@ -23,6 +25,7 @@ OPTIONAL = {  # package: what it is for, and the extra that brings it
     "pystoi": ("intelligibility in fastgen eval", "metrics"),
     "tensorboard": ("fastgen train --tensorboard", "tensorboard"),
 }
+ON_CPU = ("masked_stack_sample",)  # kernels that bring a GPU's tensors there
 # of the largest value of the reference in float64
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6, "bfloat16": 0.02, "int8": 0.05}
 
@@ -106,6 +109,8 @@ def implementations():
 
 def on_gpu(name):
     """What runs a kernel on a GPU, and why it does not here."""
+    if name in ON_CPU:
+        return "runs on the CPU"
     if importlib.util.find_spec(f"fastgen.kernels._{name}_triton") is None:
         return "reference in torch"
     return "Triton" if version("triton") else "reference in torch, for want of triton"
@@ -195,6 +200,35 @@ def sample_error(dtype, device):
     return relative(got, want)
 
 
+@functools.cache
+@torch.no_grad()
+def image_case(kind):
+    """A model of images of 3 colors, images, and its logits in float64."""
+    torch.manual_seed(0)
+    model = kind(3, 18, 21, levels=20, colors=3).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    levels = torch.randint(20, (3, 3, 5, 6))
+    return model, levels, model(levels)
+
+
+def image_error(sampler, kind, dtype, device):
+    """How far the logits of a sampler are off those of its model, of the largest of them."""
+    model, levels, want = image_case(kind)
+    zeros, more = torch.zeros(levels.shape), {"given": levels, "dtype": dtype, "logits": True}
+    _, got = sampler(copy.deepcopy(model).to(device).weights(), zeros, **more)
+    return relative(got, want)
+
+
+def pixelcnn_error(dtype, device):
+    return image_error(kernels.pixelcnn_sample, GatedPixelCNN, dtype, device)
+
+
+def stack_error(dtype, device):
+    sampler = functools.partial(kernels.masked_stack_sample, colors=3)
+    return image_error(sampler, PixelCNN, dtype, device)
+
+
 def layer_error(dtype, device):
     """How far the values and gradients of `kernels.wavenet_layer` are off, of the largest."""
     torch.manual_seed(0)
@@ -221,4 +255,6 @@ def relative(got, want):
 SELF_TESTS = {  # kernel: its error, in which dtypes
     "wavenet_sample": (sample_error, ("float64", "float32", "bfloat16", "int8")),
     "wavenet_layer": (layer_error, ("float64", "float32")),
+    "pixelcnn_sample": (pixelcnn_error, ("float64", "float32")),
+    "masked_stack_sample": (stack_error, ("float64", "float32")),
 }

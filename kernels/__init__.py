@@ -2,6 +2,22 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .masked_stack_sample import (
+    MaskedLayer,
+    PackedStack,
+    masked_stack_sample,
+    masked_stack_sample_ref,
+    pack_stack,
+)
+from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
+from .pixelcnn_sample import (
+    PixelLayer,
+    PixelPacked,
+    PixelWeights,
+    pack_pixels,
+    pixelcnn_sample,
+    pixelcnn_sample_ref,
+)
 from .wavenet_layer import wavenet_layer, wavenet_layer_ref
 from .wavenet_sample import (
     Packed,
@@ -14,12 +30,25 @@ from .wavenet_sample import (
 )
 
 __all__ = [
+    "MaskedLayer",
     "Packed",
+    "PackedStack",
+    "PixelLayer",
+    "PixelPacked",
+    "PixelWeights",
     "State",
     "Weights",
     "draw",
     "initial_state",
+    "masked_stack_sample",
+    "masked_stack_sample_ref",
     "pack",
+    "pack_pixels",
+    "pack_stack",
+    "pixelcnn_layer",
+    "pixelcnn_layer_ref",
+    "pixelcnn_sample",
+    "pixelcnn_sample_ref",
     "uniforms",
     "wavenet_layer",
     "wavenet_layer_ref",

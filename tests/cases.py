@@ -25,7 +25,10 @@ def table(op):
 
 
 # the most of a size that Triton's interpreter has patience for
-PATIENCE = {"wavenet_sample": {"T": 2, "P": 2}}
+PATIENCE = {
+    "wavenet_sample": {"T": 2, "P": 2},
+    "pixelcnn_sample": {"H": 2, "W": 3, "L": 2, "n": 17},
+}
 
 
 def brief(op, sizes):
@@ -72,6 +75,7 @@ def tensors(x):
 
 
 T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
+NAN = float("nan")
 
 
 def wavenet_layer(
@@ -258,3 +262,208 @@ def reference():
     finally:
         if interpret is not None:
             os.environ["TRITON_INTERPRET"] = interpret
+
+
+def pixelcnn_sample(
+    L=3,
+    P=6,
+    S=9,
+    A=5,
+    C=1,
+    n=2,
+    H=4,
+    W=5,
+    first=5,
+    k=3,
+    given=0.0,
+    cond=False,
+    temperature=1.0,
+):
+    """Weights, uniforms and options of `pixelcnn_sample`, float64; its logits are far from even.
+
+    `given` is the share of levels that is given. What a mask shuts out is NaN.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def layer(mask):
+        inputs, k_ = (C, first) if mask == "A" else (P, k)
+        seen = inputs * (k_ // 2 + 1)
+        v, h = normal(2 * P, inputs, k_ // 2 + 1, k_), normal(2 * P, inputs, 1, k_ // 2 + 1)
+        v, h = v * 1.5 * (k_ * seen) ** -0.5, h * 1.5 * seen**-0.5
+        link, res = normal(2 * P, 2 * P, scale=(2 * P) ** -0.5), normal(P, P, scale=P**-0.5)
+        if mask == "A":
+            v[:, :, -1] = NAN
+        h[..., 0, -1][shut(P, inputs, mask == "B").repeat(2, 1)] = NAN
+        res[shut(P, P, True)] = NAN
+        biases = normal(2 * P, scale=0.3), normal(2 * P, scale=0.3)
+        return kernels.PixelLayer(v, biases[0], h, biases[1], link, res, normal(P, scale=0.1))
+
+    def shut(rows, columns, strict):
+        row, column = (torch.arange(size) // (size // C) for size in (rows, columns))
+        return column > row[:, None] if strict else column >= row[:, None]
+
+    layers = [layer("B" if l else "A") for l in range(L)]
+    hidden, out = normal(S, P, scale=2 * P**-0.5), normal(C * A, S, scale=3 * S**-0.5)
+    hidden[shut(S, P, True)], out[shut(C * A, S, True)] = NAN, NAN
+    weights = kernels.PixelWeights(layers, hidden, normal(S), out, normal(C * A), C)
+    shape = (n, C, H, W)
+    levels = torch.randint(A, shape, generator=generator)
+    drawn = torch.rand(shape, generator=generator) >= given
+    options = {
+        "given": levels.masked_fill(drawn, -1) if given else None,
+        "cond": normal(n, L, 4 * P) if cond else None,
+        "temperature": 2 * torch.rand(H, W, generator=generator).round(decimals=1)
+        if temperature is None
+        else temperature,
+    }
+    return weights, torch.rand(shape, generator=generator, dtype=torch.float64), options
+
+
+PIXELCNN_SAMPLE = {
+    "plain": {},
+    "ones": {"L": 1, "P": 1, "S": 1, "A": 2, "n": 1, "H": 1, "W": 1, "first": 3},
+    "no images": {"n": 0, "cond": True},
+    "no rows": {"H": 0},
+    "no columns": {"W": 0},
+    "one layer": {"L": 1, "k": 1},
+    "kernels of 1": {"k": 1},
+    "large kernels": {"first": 9, "k": 7, "H": 9, "W": 3},
+    "deep": {"L": 9, "H": 12, "W": 3},
+    "one row": {"H": 1, "W": 17},
+    "one column": {"H": 17, "W": 1},
+    "two levels": {"A": 2, "n": 3},
+    "a group": {"n": 8, "cond": True},
+    "a group and one": {"n": 9, "cond": True},
+    "three groups": {"n": 17},
+    "a panel and one": {"P": 65, "S": 65, "A": 65, "H": 3},
+    "whole panels": {"P": 64, "S": 128, "A": 256, "H": 3},
+    "conditions": {"cond": True, "n": 10},
+    "given pixels": {"given": 0.5, "n": 9},
+    "almost all given": {"given": 0.95, "n": 9},
+    "nothing to draw": {"given": 1.1},
+    "the likeliest": {"temperature": 0.0},
+    "cold": {"temperature": 0.5},
+    "pixels of all temperatures": {"temperature": None, "n": 4},
+    "colors": {"C": 3},
+    "colors of ones": {"C": 3, "P": 3, "S": 3, "A": 2, "L": 1, "n": 1, "H": 2, "W": 2},
+    "colors with everything": {
+        **{"C": 3, "P": 21, "S": 15, "A": 37, "n": 9, "k": 5, "given": 0.4, "cond": True},
+        "temperature": None,
+    },
+    "colors in whole vectors": {"C": 3, "P": 48, "S": 96, "A": 256, "H": 3},
+    "two colors": {"C": 2, "S": 10},
+}
+
+
+def masked_stack_sample(
+    stack=(("A", 0, 5, 5, 7), ("B", 1, 3, 3, 4), ("B", 2, 1, 1, 7), ("B", 3, 1, 1, 0)),
+    skips=(-1, -1, 1, -1),
+    relu=(False, True, True, True),
+    A=5,
+    C=1,
+    n=2,
+    H=4,
+    W=5,
+    given=0.0,
+    temperature=1.0,
+):
+    """Layers, uniforms and options of `masked_stack_sample`, float64.
+
+    `stack` has of each layer mask, source, KH, KW and channels of a color, 0 meaning A levels. What
+    a mask shuts out is NaN.
+    """
+    generator = torch.Generator().manual_seed(0)
+    layers, widths = [], [C]
+    for (mask, source, KH, KW, own), skip, positive in zip(stack, skips, relu, strict=True):
+        I, O = widths[source], C * (own or A)
+        weight = torch.randn(O, I, KH, KW, generator=generator, dtype=torch.float64)
+        seen = I * (KW * (KH // 2) + KW // 2 + 1)
+        weight *= (1.5 if own else 3) * seen**-0.5
+        weight[:, :, KH // 2 + 1 :] = NAN
+        weight[:, :, KH // 2, KW // 2 + 1 :] = NAN
+        row, column = (torch.arange(size) // (size // C) for size in (O, I))
+        shut = column > row[:, None] if mask == "B" else column >= row[:, None]
+        weight[:, :, KH // 2, KW // 2][shut] = NAN
+        bias = 0.3 * torch.randn(O, generator=generator, dtype=torch.float64)
+        layers.append(kernels.MaskedLayer(weight, bias, mask, source, positive, skip))
+        widths.append(O)
+    shape = (n, C, H, W)
+    levels = torch.randint(A, shape, generator=generator)
+    drawn = torch.rand(shape, generator=generator) >= given
+    options = {
+        "colors": C,
+        "given": levels.masked_fill(drawn, -1) if given else None,
+        "temperature": 2 * torch.rand(H, W, generator=generator).round(decimals=1)
+        if temperature is None
+        else temperature,
+    }
+    return layers, torch.rand(shape, generator=generator, dtype=torch.float64), options
+
+
+def pixelcnn_sample_holds(args, options, device):
+    """Hold `pixelcnn_sample` on `device` to float64: its logits along the levels that it draws.
+
+    The levels are those that its logits give, but where u is near a step of the CDF.
+    """
+    weights, u = args
+    codes, logits = moved(
+        kernels.pixelcnn_sample(*moved(args, device), **moved(options, device), logits=True), "cpu"
+    )
+    with reference():
+        along = {**options, "dtype": "float64", "given": codes, "logits": True}
+        _, want = kernels.pixelcnn_sample(weights, u, **along)
+    assert logits.shape == want.shape
+    if not logits.numel():
+        return
+    assert (logits - want).abs().max() <= 1e-5 * want.abs().max()
+    given = options["given"]
+    drawn = torch.ones_like(codes, dtype=torch.bool) if given is None else given < 0
+    assert given is None or torch.equal(codes[~drawn], given[~drawn])
+    temperature = torch.as_tensor(options["temperature"]).expand_as(u)[drawn]
+    z = logits.double().movedim(1, -1)[drawn]
+    nearby = [
+        kernels.draw(z, (u[drawn] + e).clamp(0, 1 - 2**-53), temperature, z.shape[1])
+        for e in (-1e-5, 1e-5)
+    ]
+    assert ((nearby[0] <= codes[drawn]) & (codes[drawn] <= nearby[1])).all()
+
+
+ONE = {"stack": [("A", 0, 3, 3, 0)], "skips": [-1], "relu": [False]}
+MASKED_STACK_SAMPLE = {
+    "plain": {},
+    "one layer": ONE,
+    "ones": {**ONE, "A": 2, "n": 1, "H": 1, "W": 1},
+    "a layer of 1 x 1": {"stack": [("A", 0, 1, 1, 0)], "skips": [-1], "relu": [False], "C": 3},
+    "no images": {"n": 0},
+    "no rows": {"H": 0},
+    "no columns": {"W": 0},
+    "a group and one": {"n": 9},
+    "rows alone": {"stack": [("A", 0, 5, 1, 3), ("B", 1, 1, 5, 0)], "skips": [-1, -1]}
+    | {"relu": [False, False]},
+    "the image often": {
+        "stack": [("A", 0, 3, 7, 2), ("A", 0, 7, 3, 2), ("B", 2, 3, 3, 2), ("B", 3, 3, 1, 0)],
+        "skips": [-1, 1, 1, -1],
+        "relu": [False, True, False, True],
+    },
+    "a layer that nothing sees": {
+        "stack": [("A", 0, 3, 3, 2), ("B", 1, 3, 3, 4), ("B", 1, 1, 1, 0)],
+        **{"skips": [-1, -1, -1], "relu": [False, True, True]},
+    },
+    "a panel and one": {
+        "stack": [("A", 0, 3, 3, 65), ("B", 1, 3, 3, 65), ("B", 2, 1, 1, 0)],
+        **{"skips": [-1, 1, -1], "relu": [False, True, True], "A": 65, "H": 3},
+    },
+    "whole panels": {
+        "stack": [("A", 0, 3, 3, 64), ("B", 1, 3, 3, 128), ("B", 2, 1, 1, 0)],
+        **{"skips": [-1, -1, -1], "relu": [False, True, True], "A": 256, "H": 3},
+    },
+    "given pixels": {"given": 0.5, "n": 9},
+    "nothing to draw": {"given": 1.1},
+    "the likeliest": {"temperature": 0.0},
+    "colors": {"C": 3},
+    "colors with everything": {"C": 3, "given": 0.4, "temperature": None, "n": 9, "A": 37},
+    "two colors": {"C": 2},
+}

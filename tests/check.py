@@ -1,5 +1,11 @@
 """What every op is held to: `check`."""
 
+import os
+import signal
+import threading
+import time
+
+import pytest
 import torch
 
 from fastgen.kernels._op import native
@@ -90,3 +96,37 @@ def leaf(x):
 def spread(x):
     """x with a gap after each element."""
     return torch.stack([x, x], -1)[..., 0] if isinstance(x, torch.Tensor) else x
+
+
+def ends_on_ctrl_c(call):
+    """Hold a call that would take much longer to end within a second of Ctrl-C."""
+    sent = []
+
+    def interrupt():
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Timer(0.3, interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert time.perf_counter() - sent[0] < 1
+
+
+def lets_others_run(call):
+    """Hold a call of about half a second to let other Python threads run; what it returns."""
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.wait(0.005):
+            ticks.append(time.perf_counter())
+
+    other = threading.Thread(target=tick)
+    other.start()
+    start = time.perf_counter()
+    result = call()
+    end = time.perf_counter()
+    done.set()
+    other.join()
+    quarter = (end - start) / 4
+    assert len([t for t in ticks if start + quarter < t < end - quarter]) > 5
+    return result

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen import kernels
 from fastgen.kernels import _op
+from fastgen.kernels.pixelcnn_sample import only_live
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -182,6 +183,79 @@ def arguments_of_no_use():
     assert torch.equal(after.rings.cpu(), torch.zeros(2, 30))
 
 
+def pack_images(weights):
+    """Weights of a PixelCNN on `DEVICE`, packed."""
+    head = {k: getattr(weights, k).to(DEVICE) for k in ("hidden", "hidden_bias", "out", "out_bias")}
+    return kernels.pack_pixels(weights._replace(layers=[*map(moved, weights.layers)], **head))
+
+
+def images(**sizes):
+    """Hold what `pixelcnn_sample` draws to float64's logits along it.
+
+    returns: packed weights, uniforms, options, levels and logits
+    """
+    weights, u, options = cases.pixelcnn_sample(**sizes)
+    there = {k: v.to(DEVICE) if torch.is_tensor(v) else v for k, v in options.items()}
+    there["logits"], packed = True, pack_images(weights)
+    codes, logits = (v.cpu() for v in kernels.pixelcnn_sample(packed, u.to(DEVICE), **there))
+    w = only_live(weights, torch.float64)
+    cond = options["cond"]
+    cond = torch.zeros(1, len(w.layers), 4 * w.hidden.shape[1]) if cond is None else cond
+    temperature = torch.as_tensor(options["temperature"]).double().expand(u.shape)
+    _, want, _ = kernels.pixelcnn_sample_ref(w, u, codes, cond.double(), temperature, True)
+    want = want.movedim(-1, 1)
+    assert (logits - want).abs().max() <= 1e-5 * want.abs().max()
+    z = want.movedim(1, -1).flatten(0, 3)
+    low, high = (
+        kernels.draw(z, (u.flatten() + e).clamp(0, 1 - 2**-53), temperature.flatten(), z.shape[1])
+        for e in (-1e-5, 1e-5)
+    )
+    good = ((low <= codes.flatten()) & (codes.flatten() <= high)).view(codes.shape)
+    if options["given"] is not None:
+        assert torch.equal(codes[options["given"] >= 0], options["given"][options["given"] >= 0])
+        good |= options["given"] >= 0
+    assert good.all()
+    return packed, u.to(DEVICE), there, codes, logits
+
+
+@check
+def images_of_one_color():
+    images(H=3, W=3, L=2)
+    images(H=2, W=2, L=1, temperature=0.0)
+
+
+@check
+def images_of_three_colors():
+    sizes = {"C": 3, "H": 2, "W": 2, "L": 2, "P": 9, "S": 6, "cond": True, "given": 0.4}
+    images(**sizes, temperature=None)
+
+
+@check
+def images_of_more_than_a_tile():
+    images(P=66, S=70, A=130, H=2, W=6, L=2, first=3)
+
+
+@check
+def many_images():
+    packed, u, options, codes, logits = images(n=17, H=2, W=2, L=2, k=1, cond=True)
+    options["cond"] = options["cond"][16:]
+    alone, own = kernels.pixelcnn_sample(packed, u[16:], **options)
+    assert torch.equal(alone.cpu(), codes[16:])
+    assert torch.equal(own.cpu(), logits[16:]), "an image's bits depend on its neighbours"
+    assert kernels.pixelcnn_sample(packed, u[:0]).shape == (0, 1, 2, 2)
+    assert kernels.pixelcnn_sample(packed, u[:, :, :0]).shape == (17, 1, 0, 2)
+
+
+@check
+def images_of_no_use():
+    weights, u, _ = cases.pixelcnn_sample(L=1, H=2, W=2)
+    bad = weights._replace(out=weights.out * 1e38, hidden_bias=weights.hidden_bias + 99)
+    with pytest.raises(ValueError, match="logits of image 0 at row 0, column 0, color 0 are not"):
+        kernels.pixelcnn_sample(pack_images(bad), u)
+    with pytest.raises(ValueError, match="dtype on a GPU: expected float32, got float64"):
+        kernels.pack_pixels(pack_images(weights).weights, "float64")
+
+
 class Races:
     """Within, finds what is both read and written, or written twice, between two barriers."""
 
@@ -236,6 +310,11 @@ def races_between_threads():
     with Races(barriers=False) as races:
         draw(stop=1)
     assert races.found > 0, "races are not found"
+    weights, u, _ = cases.pixelcnn_sample(n=2, H=2, W=5, L=2, C=2, S=10, first=3)
+    with Races() as races:
+        kernels.pixelcnn_sample(weights, u)
+    assert races.intervals == 2 * (2 * 2 + 5 * 2 * (2 * 2 + 3)) + 1
+    assert races.found == 0
 
 
 @triton.jit

@@ -20,15 +20,20 @@ def log_prob(params, codes, classes):
     returns: (B, T)
     """
     logits, mean, log_scale = params.chunk(3, dim=1)  # (B, M, T)
-    x = value(codes, classes, params.dtype)[:, None]
+    log_p = log_mass(mean, log_scale, codes[:, None], classes)
+    return torch.logsumexp(F.log_softmax(logits, dim=1) + log_p, dim=1)
+
+
+def log_mass(mean, log_scale, codes, classes):
+    """Log-probability of codes by single logistics, in nats; of shapes that broadcast."""
+    x = value(codes, classes, mean.dtype)
     # beyond, a rate overflows or vanishes in float32
     half, rate = 1 / (classes - 1), torch.exp(-log_scale.clamp(-60, 60))
     above, below = rate * (x - mean + half), rate * (x - mean - half)
     # log(sigmoid(above) - sigmoid(below)) in factors that neither overflow nor cancel
     inner = F.logsigmoid(above) + F.logsigmoid(-below) + log1m_exp(2 * half * rate)
-    first, last = (codes == 0)[:, None], (codes == classes - 1)[:, None]
-    log_p = torch.where(first, F.logsigmoid(above), torch.where(last, F.logsigmoid(-below), inner))
-    return torch.logsumexp(F.log_softmax(logits, dim=1) + log_p, dim=1)
+    first, last = codes == 0, codes == classes - 1
+    return torch.where(first, F.logsigmoid(above), torch.where(last, F.logsigmoid(-below), inner))
 
 
 def log1m_exp(x):

@@ -7,9 +7,11 @@ import torch
 
 from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
+from ..tractable.pixelcnn import GatedPixelCNN, PixelCNN
+from ..tractable.pixelcnnpp import PixelCNNpp
 from ..tractable.wavenet import WaveNet
 
-MODELS = {"WaveNet": WaveNet}
+MODELS = {v.__name__: v for v in (GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet)}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
 

@@ -1,0 +1,223 @@
+"""PixelCNN++, an autoregressive model of images in several resolutions (Salimans et al. 2017)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import mixture
+from .pixelcnn import check_sizes
+from .raster import Raster
+
+
+def concat_elu(x):
+    """(B, F, H, W) -> (B, 2F, H, W): both ways of a sign pass."""
+    return F.elu(torch.cat([x, -x], 1))
+
+
+class Shifted(nn.Module):
+    """A convolution that sees no row below and, of kernel size (2, 2), no column to the right.
+
+    `stride` 2 halves the size of an even image; `up` doubles it.
+    """
+
+    def __init__(self, inputs, outputs, kernel, stride=1, up=False):
+        super().__init__()
+        kind = nn.ConvTranspose2d if up else nn.Conv2d
+        self.conv = kind(inputs, outputs, kernel, stride=2 if up else stride)
+        self.kernel, self.up = kernel, up
+
+    def forward(self, x):
+        kh, kw = self.kernel
+        right = kw // 2 if kw % 2 else 0
+        if self.up:
+            H, W = x.shape[2:]
+            return self.conv(x)[:, :, : 2 * H, right : right + 2 * W]
+        return self.conv(F.pad(x, (kw - 1 - right, right, kh - 1, 0)))
+
+
+class GatedResnet(nn.Module):
+    """x + a sigmoid(b), with a, b = conv(concat_elu(y)) of y that both x and `side` make."""
+
+    def __init__(self, channels, kernel, side, classes, cond_channels, dropout):
+        super().__init__()
+        self.first = Shifted(2 * channels, channels, kernel)
+        self.nin = nn.Conv2d(2 * side, channels, 1) if side else None
+        self.dropout = nn.Dropout(dropout)
+        self.second = Shifted(2 * channels, 2 * channels, kernel)
+        self.label = nn.Embedding(classes, 2 * channels) if classes else None
+        self.cond = nn.Linear(cond_channels, 2 * channels, bias=False) if cond_channels else None
+        if classes:
+            nn.init.normal_(self.label.weight, std=0.1)
+
+    def forward(self, x, side, label, cond):
+        """x: (B, channels, H, W)    side: (B, side, H, W) or None    returns: as x"""
+        y = self.first(concat_elu(x))
+        if side is not None:
+            y = y + self.nin(concat_elu(side))
+        y = self.second(self.dropout(concat_elu(y)))
+        if label is not None:
+            y = y + self.label(label)[..., None, None]
+        if cond is not None:
+            y = y + self.cond(cond)[..., None, None]
+        a, b = y.chunk(2, dim=1)
+        return x + a * torch.sigmoid(b)
+
+
+class Stage(nn.Module):
+    """Gated resnets of both streams in one resolution, and what leads to the next."""
+
+    def __init__(self, resnets, channels, sides, change, conditions):
+        super().__init__()
+        self.u = nn.ModuleList(
+            GatedResnet(channels, (2, 3), sides[0], *conditions) for _ in range(resnets)
+        )
+        self.ul = nn.ModuleList(
+            GatedResnet(channels, (2, 2), sides[1], *conditions) for _ in range(resnets)
+        )
+        sizes = {"down": {"stride": 2}, "up": {"up": True}}
+        self.change = change and nn.ModuleList(
+            Shifted(channels, channels, kernel, **sizes[change]) for kernel in ((2, 3), (2, 2))
+        )
+
+
+class PixelCNNpp(Raster):
+    """Gated resnets in `stages` resolutions, skips between them, and a mixture of logistics.
+
+        u sees the rows above, ul them and the pixels to the left too
+        p(pixel | ...) = sum_m pi_m prod_c p(x_c | mean_mc + sum_(d < c) k_mcd x_d, scale_mc)
+
+    with the discretized logistics of `mixture`; pi, means, scales and k are what the network says
+    of the pixels before. `classes` and `cond_channels` add biases to each resnet. Without the
+    paper's weight normalization, and its initialization from data. (Salimans et al. 2017,
+    "PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other
+    Modifications".)
+
+    Raises ValueError for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        resnets=5,
+        channels=160,
+        stages=3,
+        mixtures=10,
+        dropout=0.5,
+        levels=256,
+        colors=3,
+        classes=0,
+        cond_channels=0,
+        height=32,
+        width=32,
+    ):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        sizes = {k: v for k, v in self.config.items() if k not in ("dropout", "colors")}
+        check_sizes("PixelCNNpp", colors, **sizes)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"PixelCNNpp: dropout: expected 0 <= dropout < 1, got {dropout}")
+        conditions = (classes, cond_channels, dropout)
+        inputs = colors + 1  # ones, that tell the image from the zeros around
+        self.first_u = Shifted(inputs, channels, (2, 3))
+        self.first_above = Shifted(inputs, channels, (1, 3))
+        self.first_left = Shifted(inputs, channels, (2, 1))
+        self.down = nn.ModuleList(
+            Stage(resnets, channels, (0, channels), i < stages - 1 and "down", conditions)
+            for i in range(stages)
+        )
+        self.up = nn.ModuleList(
+            Stage(
+                resnets + (i > 0),
+                channels,
+                (channels, 2 * channels),
+                i < stages - 1 and "up",
+                conditions,
+            )
+            for i in range(stages)
+        )
+        self.out = nn.Conv2d(channels, mixtures * (1 + 2 * colors + colors * (colors - 1) // 2), 1)
+
+    @property
+    def stride(self):
+        """How many rows an image can be shifted by, so that what is said of it is too."""
+        return 2 ** (self.config["stages"] - 1)
+
+    @property
+    def rows_above(self):
+        """At least as many rows as a prediction sees above its own."""
+        resnets, stages = self.config["resnets"], self.config["stages"]
+        # two convolutions in each resnet of both passes see a row more, at their resolution
+        seen = sum(2**i * (2 * (2 * resnets + 1) + 2) for i in range(stages))
+        return seen + 2 * self.stride
+
+    def params(self, x, label, cond):
+        """What the network says of the pixels of x (B, C, H, W), in [-1, 1].
+
+        returns: weights' logits (B, M, H, W), means and log-scales (B, C, M, H, W),
+        k (B, C (C - 1) / 2, M, H, W)
+        """
+        (_, C, H, W), M = x.shape, self.config["mixtures"]
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        x = F.pad(x, (0, -W % self.stride, 0, -H % self.stride))  # never seen from above or left
+        u = shift_down(self.first_u(x))
+        ul = shift_down(self.first_above(x)) + F.pad(self.first_left(x), (1, 0))[..., :-1]
+        seen = [(u, ul)]
+        for stage in self.down:
+            for to_u, to_ul in zip(stage.u, stage.ul, strict=True):
+                u = to_u(u, None, label, cond)
+                ul = to_ul(ul, u, label, cond)
+                seen.append((u, ul))
+            if stage.change:
+                u, ul = (f(y) for f, y in zip(stage.change, (u, ul), strict=True))
+                seen.append((u, ul))
+        u, ul = seen.pop()
+        for stage in self.up:
+            for to_u, to_ul in zip(stage.u, stage.ul, strict=True):
+                side_u, side_ul = seen.pop()
+                u = to_u(u, side_u, label, cond)
+                ul = to_ul(ul, torch.cat([u, side_ul], 1), label, cond)
+            if stage.change:
+                u, ul = (f(y) for f, y in zip(stage.change, (u, ul), strict=True))
+        out = self.out(F.elu(ul))[:, :, :H, :W].unflatten(1, (-1, M))  # (B, 1 + 2C + ..., M, H, W)
+        logits, mean, log_scale, k = out.split([1, C, C, C * (C - 1) // 2], dim=1)
+        return logits[:, 0], mean, log_scale.clamp(min=-7), torch.tanh(k)
+
+    def by_color(self, x, label, cond):
+        """Of each color, given earlier ones: log-weights, means, log-scales, log p of x by each.
+
+        x: (B, C, H, W) in [-1, 1]    yields: four times (B, M, H, W)
+        """
+        logits, mean, log_scale, k = self.params(x, label, cond)
+        log_weight, levels = F.log_softmax(logits, dim=1), self.config["levels"]
+        codes = ((x + 1) * ((levels - 1) / 2)).round().long()
+        for c in range(x.shape[1]):
+            own = mean[:, c]
+            for d in range(c):
+                own = own + k[:, c * (c - 1) // 2 + d] * x[:, d, None]
+            mass = mixture.log_mass(own, log_scale[:, c], codes[:, c, None], levels)
+            yield log_weight, own, log_scale[:, c], mass
+            log_weight = log_weight + mass
+
+    def logits(self, x, label, cond):
+        """x: (B, C, H, W) in [-1, 1]    returns: (B, C levels, H, W)"""
+        levels, found = torch.arange(self.config["levels"], device=x.device), []
+        for log_weight, mean, log_scale, _ in self.by_color(x, label, cond):
+            mean, log_scale = mean[:, :, None], log_scale[:, :, None]  # (B, M, 1, H, W)
+            mass = mixture.log_mass(mean, log_scale, levels[:, None, None], len(levels))
+            found.append(torch.logsumexp(log_weight[:, :, None] + mass, dim=1))
+        return torch.cat(found, 1)
+
+    def log_prob(self, x, label=None, cond=None):
+        """`Raster.log_prob`, without the logits of levels that x does not have."""
+        x, cond = self.inputs(x, label, cond)
+        if not x.numel():
+            return x.sum((1, 2, 3))
+        *_, (log_weight, _, _, mass) = self.by_color(x, label, cond)
+        return torch.logsumexp(log_weight + mass, dim=1).sum((1, 2))
+
+    def sample_cached(self, *inputs):
+        raise ValueError("PixelCNNpp has no cached sampler: use method 'jacobi' or 'naive'")
+
+
+def shift_down(x):
+    """x a row lower, zeros above."""
+    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]

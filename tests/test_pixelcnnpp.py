@@ -1,0 +1,208 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen import PixelCNNpp, checkpoint, weights
+from fastgen.tractable import mixture
+
+SMALL = {"resnets": 1, "channels": 6, "stages": 2, "mixtures": 3, "dropout": 0.0, "levels": 5}
+SMALL |= {"colors": 1, "height": 4, "width": 5}
+
+
+def small(seed=0, **config):
+    """A model in float64 whose distributions are far from even."""
+    torch.manual_seed(seed)
+    model = PixelCNNpp(**{**SMALL, **config}).double()
+    for p in model.parameters():
+        nn.init.normal_(p, std=1.5 * p[0].numel() ** -0.5 if p.dim() > 1 else 0.3)
+    with torch.no_grad():
+        M, C = model.config["mixtures"], model.config["colors"]
+        model.out.weight[: M * (1 + C)] *= 2
+        model.out.bias[M * (1 + C) : M * (1 + 2 * C)] -= 1.5  # sharp logistics
+    return model
+
+
+CONFIGS = {
+    "grey": {},
+    "colors": {"colors": 3},
+    "one stage": {"stages": 1, "resnets": 2},
+    "three stages": {"stages": 3, "height": 5, "width": 6},
+    "conditions": {"classes": 3, "cond_channels": 2, "colors": 3},
+}
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def model(request):
+    return small(**request.param)
+
+
+def conditions(model, n):
+    generator = torch.Generator().manual_seed(0)
+    if not model.config["classes"]:
+        return {}
+    label = torch.randint(3, (n,), generator=generator)
+    return {"label": label, "cond": torch.randn(n, 2, generator=generator)}
+
+
+def images(model, n, H=None, W=None):
+    c = model.config
+    shape = (n, c["colors"], H or c["height"], W or c["width"])
+    return torch.randint(c["levels"], shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (1, 1), (8, 8)])
+@torch.no_grad()
+def test_no_number_sees_itself_or_a_later_one(model, size):
+    x, more = images(model, 1, *size), conditions(model, 1)
+    before = model(x, **more)
+    C, W, levels = model.config["colors"], size[1], model.config["levels"]
+    for t in range(x.numel()):
+        i, j, c = t // (W * C), t // C % W, t % C
+        y = x.clone()
+        y[0, c, i, j] = (y[0, c, i, j] + 1) % levels
+        changed = (model(y, **more) != before).any(1)[0].permute(1, 2, 0).flatten()
+        assert not changed[: t + 1].any()
+        if t + 1 < x.numel():
+            assert changed.any()
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_the_network_sees_exactly_the_pixels_before(stages):
+    H, W = 6, 7
+    model = small(stages=stages, resnets=2 if stages > 1 else 4)
+    x = torch.randn(1, 1, H, W, dtype=torch.float64, requires_grad=True)
+    out = model.params(x, None, None)[0][0]  # (M, H, W)
+    rows = []
+    for i, j in itertools.product(range(H), range(W)):
+        (grad,) = torch.autograd.grad(out[:, i, j].sum(), x, retain_graph=True)
+        rows.append(grad[0, 0].flatten() != 0)
+    seen = torch.stack(rows)
+    assert torch.equal(seen, torch.ones_like(seen).tril(-1))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_rows_above_is_no_less_than_what_a_prediction_sees(stages):
+    model = small(stages=stages)
+    H = model.rows_above + 2 * model.stride
+    x = torch.randn(1, 1, H, 2, dtype=torch.float64, requires_grad=True)
+    out = model.params(x, None, None)[0]
+    for i in range(H - model.stride, H):
+        (grad,) = torch.autograd.grad(out[0, :, i].sum(), x, retain_graph=True)
+        assert i - grad[0, 0].any(1).nonzero()[0] <= model.rows_above
+        assert i - grad[0, 0].any(1).nonzero()[0] > model.rows_above / 4
+
+
+@torch.no_grad()
+def test_sums_to_one():
+    model = small(levels=2)
+    x = torch.tensor([*itertools.product(range(2), repeat=9)]).view(-1, 1, 3, 3)
+    assert abs(model.log_prob(x).exp().sum() - 1) < 1e-12
+    model = small(levels=2, colors=3)
+    x = torch.tensor([*itertools.product(range(2), repeat=12)]).view(-1, 3, 2, 2)
+    assert abs(model.log_prob(x).exp().sum() - 1) < 1e-12
+
+
+@torch.no_grad()
+def test_log_prob_is_that_of_the_logits(model):
+    x, more = images(model, 4), conditions(model, 4)
+    logits = model(x, **more)
+    log_p = torch.log_softmax(logits, 1).gather(1, x[:, None])[:, 0].flatten(1).sum(1)
+    torch.testing.assert_close(model.log_prob(x, **more), log_p)
+    empty = x[:, :, :0]
+    assert torch.equal(model.log_prob(empty, **more), torch.zeros(4, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_a_pixel_by_the_paper_s_equations():
+    model = small(colors=3, levels=256)
+    x = images(model, 1, 3, 3)
+    value = x.double() / 127.5 - 1
+    logits, mean, log_scale, k = model.params(value, None, None)
+    r, g, _ = value[0, :, 2, 1]
+    codes = x[0, :, 2, 1]
+    means = mean[0, :, :, 2, 1]
+    k = k[0, :, :, 2, 1]
+    means = torch.stack([means[0], means[1] + k[0] * r, means[2] + k[1] * r + k[2] * g])
+    mass = [mixture.log_mass(means[c], log_scale[0, c, :, 2, 1], codes[c], 256) for c in range(3)]
+    want = (torch.softmax(logits[0, :, 2, 1], 0) * sum(mass).exp()).sum().log()
+    log_p = torch.log_softmax(model(x)[0], 0).gather(0, x)[0, :, 2, 1].sum()
+    torch.testing.assert_close(log_p, want)
+
+
+@torch.no_grad()
+def test_samples_have_their_probabilities():
+    model, n = small(levels=2, height=2, width=3), 5000
+    x = torch.tensor([*itertools.product(range(2), repeat=6)]).view(-1, 1, 2, 3)
+    expected = n * model.log_prob(x).exp()
+    drawn = model.sample(n, seed=0, method="jacobi")
+    counts = torch.bincount(drawn.flatten(1) @ 2 ** torch.arange(5, -1, -1), minlength=64)
+    many = expected > 5
+    statistic = ((counts - expected)[many].square() / expected[many]).sum()
+    df = int(many.sum())
+    assert df > 5
+    assert statistic < df + 4.5 * math.sqrt(2 * df)
+
+
+@pytest.mark.parametrize("size", [None, (40, 2), (3, 3)])
+def test_jacobi_is_naive(model, size):
+    n = 2
+    more = {"seed": 1, "dtype": "float64", "size": size, **conditions(model, n)}
+    prefix = images(model, n, *((2, size[1]) if size else (2, None)))
+    more["prefix"] = prefix.masked_fill(prefix == 3, -1)
+    naive = model.sample(n, method="naive", **more)
+    assert torch.equal(model.sample(n, method="jacobi", **more), naive)
+    with pytest.raises(ValueError, match="PixelCNNpp has no cached sampler"):
+        model.sample(n, **more)
+
+
+def test_dropout_does_not_touch_samples():
+    model = small(dropout=0.5).train()
+    x = images(model, 3)
+    assert not torch.equal(model.log_prob(x), model.log_prob(x))
+    more = {"seed": 0, "method": "jacobi", "dtype": "float64"}
+    assert torch.equal(model.sample(3, **more), model.sample(3, **more))
+    assert model.training
+
+
+def test_it_learns():
+    torch.manual_seed(0)
+    model = PixelCNNpp(1, 12, 2, 2, 0.0, levels=16, colors=3, height=4, width=4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        # green is red's, and blue the opposite: what is left to know is red
+        red = torch.randint(16, (16, 1, 4, 4))
+        loss = model.players()[0].loss(torch.cat([red, red, 15 - red], 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing
+    assert loss < 0.65 * math.log(16)
+
+
+def test_the_config_makes_an_equal_model(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    meta = {"model": "PixelCNNpp", "config": model.config}
+    checkpoint.save(path, model.float().state_dict(), meta)
+    twin, _ = weights.load(path)
+    x, more = images(model, 2), conditions(model, 2)
+    with torch.no_grad():
+        assert torch.equal(twin.log_prob(x, **more), model.eval().log_prob(x, **more))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"resnets": 0}, "resnets: expected an int >= 1, got 0"),
+        ({"stages": 1.0}, "stages: expected an int >= 1, got 1.0"),
+        ({"levels": 300}, "levels: expected at most 256, got 300"),
+        ({"colors": 2}, "colors: expected 1 or 3, got 2"),
+        ({"dropout": 1.0}, "dropout: expected 0 <= dropout < 1, got 1.0"),
+    ],
+)
+def test_sizes_that_do_not_fit(config, message):
+    with pytest.raises(ValueError, match=f"PixelCNNpp: {message}"):
+        PixelCNNpp(**config)
