@@ -14,6 +14,13 @@ namespace fastgen::device {
 
 using Barrier = uint64_t; // of shared memory: mbarrier
 
+// Whether this compilation is for a GPU that has the instructions below.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool RUNS = true;
+#else
+constexpr bool RUNS = false;
+#endif
+
 // Addresses in the window of a block's shared memory, and of that of another block of the cluster.
 using Address = uint32_t;
 
@@ -78,10 +85,12 @@ __device__ inline bool over(Barrier* b, int parity) {
   return done;
 }
 
+__device__ inline void trap() { __trap(); }
+
 // Wait for a phase. A wait of seconds can only be an error, which shall end and not hang.
 __device__ inline void wait(Barrier* b, int parity) {
   for (unsigned tries = 0; !over(b, parity);)
-    if (++tries == 1u << 26) __trap();
+    if (++tries == 1u << 26) trap();
 }
 
 // Store into the memory of another block, and count the bytes at a barrier beside them.

@@ -471,7 +471,7 @@ struct Block {
     return narrow(2 * lane < a.R ? from[0] : 0, 2 * lane + 1 < a.R ? from[1] : 0);
   }
 
-  [[maybe_unused]] __device__ void run() {
+  __device__ void run() {
     if (thread() == 0) {
       for (int box = 0; box < BOXES; ++box) init(barriers + box);
       show_barriers();
@@ -496,11 +496,10 @@ struct Block {
 };
 
 __global__ void __launch_bounds__(THREADS, 1) sample_kernel(const __grid_constant__ Arguments a) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  Block(a).run();
-#else
-  __trap(); // never launched: wavenet_sample_clusters says that none can run
-#endif
+  if constexpr (RUNS)
+    Block(a).run();
+  else
+    trap(); // never launched: wavenet_sample_clusters says that none can run
 }
 
 } // namespace

@@ -1,9 +1,10 @@
 // The functions of csrc/device.h on an emulated cluster: every thread of a kernel is a fiber.
 //
 // One fiber runs at a time, until it waits; who is next is drawn by FASTGEN_SEED's numbers, and so
-// is when a message between blocks arrives. An odd seed starves a warp at a time, which then runs
-// only when nobody else can. Shared memory starts as NaNs. Waiting without an end is found: nobody
-// can run. So are messages of a wrong size, or to a block that is gone.
+// is when a message between blocks arrives. A warp's fibers often follow one another, as caches
+// like it. An odd seed starves a warp at a time, which then runs only when nobody else can. Shared
+// memory starts as NaNs. Waiting without an end is found: nobody can run. So are messages of a
+// wrong size, or to a block that is gone.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -41,6 +42,8 @@ namespace fastgen::device {
 constexpr int LANES_OF_A_WARP = 32, STACK = 1 << 16, GUARD = 256;
 constexpr unsigned char POISON = 0xff; // NaN, as bfloat16 and as float
 
+constexpr bool RUNS = true;
+
 using Address = uint32_t; // block << 20 | byte of its shared memory
 
 struct Barrier { // what fits into an mbarrier
@@ -53,6 +56,7 @@ static_assert(sizeof(Barrier) == 8);
 using Waiting = std::vector<int>;
 
 struct Warp {
+  std::vector<int> runnable;
   struct Slot {
     unsigned char lanes[LANES_OF_A_WARP][24];
   } slots[2]; // one is read while the other fills
@@ -87,7 +91,8 @@ struct Machine {
   std::vector<Group> groups; // of blocks; the last is the cluster's
   std::vector<Message> messages;
   std::vector<std::pair<Barrier*, int>> waiting; // for a phase
-  std::vector<int> runnable;
+  std::vector<int> ready;                        // warps, of fibers that can run
+  size_t turn = 0;                               // whose it is, in ready
   std::minstd_rand random;
   bool starve;
   int victim = -1; // a warp
@@ -104,8 +109,13 @@ struct Machine {
   void park() {
     if (!_setjmp(fibers[current].state)) _longjmp(scheduler, 1);
   }
+  void wake(int fiber) {
+    auto& runnable = warps[fiber / LANES_OF_A_WARP].runnable;
+    if (runnable.empty()) ready.push_back(fiber / LANES_OF_A_WARP);
+    runnable.push_back(fiber);
+  }
   void wake(Waiting& who) {
-    runnable.insert(runnable.end(), who.begin(), who.end());
+    for (int fiber : who) wake(fiber);
     who.clear();
   }
   void meet(Group& group, int size) {
@@ -129,7 +139,7 @@ struct Machine {
     b->pending = 1;
     for (size_t i = 0; i < waiting.size();)
       if (waiting[i].first == b) {
-        runnable.push_back(waiting[i].second);
+        wake(waiting[i].second);
         waiting[i] = waiting.back();
         waiting.pop_back();
       } else {
@@ -148,17 +158,25 @@ struct Machine {
     b->bytes -= m.size;
     complete(b);
   }
+  // The fiber to run; -1 where that may wait for a message.
   int choose() {
     if (starve && random() % 4096 == 0) victim = random() % warps.size();
-    size_t i = random() % runnable.size();
-    for (int tries = 0; victim >= 0 && runnable[i] / LANES_OF_A_WARP == victim; ++tries) {
-      if (tries == 64 && messages.empty()) break;
-      if (tries == 64) return deliver(), -1;
-      i = random() % runnable.size();
+    if (turn >= ready.size() || random() % 64 == 0) turn = random() % ready.size();
+    if (ready[turn] == victim) {
+      if (ready.size() > 1)
+        turn = (turn + 1) % ready.size();
+      else if (!messages.empty())
+        return -1;
     }
-    const int fiber = runnable[i];
-    runnable[i] = runnable.back();
+    auto& runnable = warps[ready[turn]].runnable;
+    std::swap(runnable[random() % runnable.size()], runnable.back());
+    const int fiber = runnable.back();
     runnable.pop_back();
+    if (runnable.empty()) {
+      ready[turn] = ready.back();
+      ready.pop_back();
+      turn = ready.size();
+    }
     return fiber;
   }
   void run();
@@ -178,16 +196,16 @@ inline void Machine::run() {
   while (!done) {
     const int how = _setjmp(scheduler);
     if (how == 2) return;
-    if (runnable.empty() && messages.empty()) {
+    if (ready.empty() && messages.empty()) {
       done = true;
       break;
     }
-    if (!messages.empty() && (runnable.empty() || random() % 8 == 0)) {
+    const bool due = !messages.empty() && random() % 32 == 0;
+    current = due || ready.empty() ? -1 : choose();
+    if (current < 0) {
       deliver();
       continue;
     }
-    current = choose();
-    if (current < 0) continue;
     Fiber& fiber = fibers[current];
     if (fiber.started) _longjmp(fiber.state, 1);
     fiber.started = true;
@@ -217,6 +235,7 @@ inline Address address(const void* p) {
 inline Address remote(Address a, int rank) { return rank << 20 | (a & ((1 << 20) - 1)); }
 inline void init(Barrier* b) { *b = {0, 1, 0}; }
 inline void show_barriers() {}
+inline void trap() { machine->fail("a trap"); }
 inline void expect(Barrier* b, int bytes) {
   if (b->pending != 1) machine->fail("a barrier that expects twice");
   b->bytes += bytes;
@@ -362,7 +381,7 @@ const char* launch(void (*kernel)(A), const A& arguments, int64_t blocks, int th
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = STACK;
     makecontext(&fiber.context, begin, 0);
-    m.runnable.push_back(i);
+    m.wake(i);
   }
   m.run();
   last_error = m.error;
