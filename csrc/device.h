@@ -38,6 +38,7 @@ __device__ inline int rank() {
 }
 
 __device__ inline void sync() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
 
 __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");

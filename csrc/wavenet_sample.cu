@@ -213,6 +213,8 @@ struct Block {
 
   __device__ void receive(int box, int64_t t) {
     wait(barriers + box, t & 1);
+    sync_warp(); // lanes of streams that are not there hold nothing back, and must not come too
+                 // late
     if (thread() == 0) expect(barriers + box, expected(box));
   }
 

@@ -118,6 +118,12 @@ struct Machine {
     for (int fiber : who) wake(fiber);
     who.clear();
   }
+  // Let others run first, by chance, and if this warp starves.
+  void hesitate() {
+    if (current / LANES_OF_A_WARP != victim && random() % 32) return;
+    wake(current);
+    park();
+  }
   void meet(Group& group, int size) {
     if (++group.arrived == size) {
       group.arrived = 0;
@@ -160,7 +166,7 @@ struct Machine {
   }
   // The fiber to run; -1 where that may wait for a message.
   int choose() {
-    if (starve && random() % 4096 == 0) victim = random() % warps.size();
+    if (starve && random() % (1 << 17) == 0) victim = random() % warps.size();
     if (turn >= ready.size() || random() % 64 == 0) turn = random() % ready.size();
     if (ready[turn] == victim) {
       if (ready.size() > 1)
@@ -243,16 +249,19 @@ inline void expect(Barrier* b, int bytes) {
   machine->complete(b);
 }
 inline void wait(Barrier* b, int parity) {
+  machine->hesitate();
   while ((b->phases & 1) == parity) {
     machine->waiting.push_back({b, machine->current});
     machine->park();
   }
+  machine->hesitate();
 }
 template <class... T> void post(Address to, Address barrier, T... v) {
   Message m{to, barrier, int(sizeof...(T)) * 4, {}};
   int i = 0;
   (std::memcpy(m.data + 4 * i++, &v, 4), ...);
   machine->messages.push_back(m);
+  machine->hesitate();
 }
 inline void send(Address to, Address barrier, uint32_t v) { post(to, barrier, v); }
 inline void send(Address to, Address barrier, float x, float y) { post(to, barrier, x, y); }
@@ -278,6 +287,7 @@ template <class T> T of(const Warp::Slot& slot, int lane) {
   std::memcpy(&v, slot.lanes[lane], sizeof v);
   return v;
 }
+inline void sync_warp() { exchange(0); }
 inline int my_lane() { return machine->current % LANES_OF_A_WARP; }
 
 inline float widen(uint32_t pair, int half) {

@@ -111,14 +111,15 @@ def hold(weights, u, options, got):
     given = 0 if options["prefix"] is None else options["prefix"].shape[1]
     if codes.numel():
         assert near(codes, logits.double(), u, options)[:, given:].all()
-    options["prefix"] = codes
-    _, end, want = kernels.wavenet_sample(weights, u, **options, dtype="bfloat16", logits=True)
+    options |= {"prefix": codes, "dtype": "bfloat16", "logits": True}
+    _, end, want = kernels.wavenet_sample(weights, u, **options)
     assert torch.equal(state.history, end.history)
     assert state.step == end.step
     if not codes.numel():
         return
     error = (logits - want).abs().amax(-1) / want.abs().max()
     # where a sum's last bit decides how a vector's element is rounded, the two part
+    print("within", (error < 1e-6).double().mean(), (error < 1e-5).double().mean(), error.max())
     assert (error < 1e-5).double().mean() > 0.5
     assert error.max() < 0.01
     if state.rings.numel():
@@ -172,35 +173,36 @@ def test_logits_that_are_not_finite(host):
         kernels.wavenet_sample(on_a_cluster(weights), u, **options)
 
 
-MUTANTS = {  # what is taken out of the kernel, what for, and what is found
-    "a barrier of a block": ("to[narrow_stride(W)] = v >> 16;\n      sync();", "", "the bits"),
-    "a message": ("if (stream + 1 < a.n) send(place + 4 * stride, barrier, v.y, v.w);", "", "dead"),
-    "a barrier's bytes": ("S * 2)", "S * 4)", "deadlock"),
-    "who must not wait": ("if (tile < a.SB) {\n      receive(SKIPS, t);",
-                          "receive(SKIPS, t);\n    if (tile < a.SB) {", "deadlock"),
-    "the second box": ("(t & 1) * VECTOR", "0 * VECTOR", "the bits"),
+MUTANTS = {  # what is taken out of the kernel, and what is found for want of it
+    "a barrier after h": ("v >> 16;\n      sync();", "v >> 16;\n", "the bits differ"),
+    "a barrier after y": ("+ 1 < count) sync();", "+ 1 < count) (void)0;", "the bits differ"),
+    "a barrier after a draw": ("    sync();\n  }\n\n  // Store y", "  }\n\n  // Store y", ""),
+    "a barrier before the taps": ("    sync();\n    const float fr", "    const float fr", ""),
+    "a message": ("stream < a.n", "stream + 1 < a.n", "deadlock: .* wait for ever"),
+    "the number of its bytes": ("W * 6", "W * 4", ""),
+    "that idle warps do not wait": ("if (tile < a.SB) {", "receive(SKIPS, t); if (tile < a.SB) {", ""),
+    "the second box of y": ("t & 1) * VECTOR", "0) * VECTOR", "the bits differ"),
 }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_host_finds(mutant, tmp_path, monkeypatch):
+def test_the_host_finds_the_want_of(mutant, host, tmp_path, monkeypatch):
     find, replacement, found = MUTANTS[mutant]
     source = SOURCE.read_text()
     assert find in source
-    weights, u, options = cases.wavenet_sample(**ODD, n=3, T=7)
+    weights, u, options = cases.wavenet_sample(**{**ODD, 'L': 10}, n=3, T=7)
     packed = on_a_cluster(weights)
-    results = []
-    for text in (source, source.replace(find, replacement)):
-        broken = compile_for_host(tmp_path, text, sanitize=False)
+    want = kernels.wavenet_sample(packed, u, **options, logits=True)[2]
+    broken = compile_for_host(tmp_path, source.replace(find, replacement), sanitize=False)
     monkeypatch.setattr(cuda, "native", broken)
-    for seed in range(40):
+    for seed in range(60):
         monkeypatch.setenv("FASTGEN_SEED", str(seed))
         try:
-            results.append(kernels.wavenet_sample(packed, u, **options, logits=True)[2])
+            got = kernels.wavenet_sample(packed, u, **options, logits=True)[2]
         except (RuntimeError, ValueError) as error:
             print(seed, error)
             return
-        if not torch.equal(results[0], results[-1]):
+        if not torch.equal(got, want):
             print(seed, "bits")
             return
     raise AssertionError("nothing found")
