@@ -71,7 +71,7 @@ def plan(L, K, R, H, S, O):
 
 def missing():
     """Why this build of fastgen has no CUDA kernels, or nothing."""
-    return getattr(native, "cuda", "there is no C++ module")
+    return getattr(native, "cuda", "without C++ kernels there are none")
 
 
 @cache
@@ -98,7 +98,11 @@ def pack(weights):
         found = [c for c in clusters if granted(device.index or 0, *c)]
     except RuntimeError as error:
         return str(error)
-    return lay_out(weights, *found[0]) if found else f"the GPU grants no {clusters[0][0]} blocks"
+    return (
+        lay_out(weights, *found[0])
+        if found
+        else f"the GPU grants no cluster of {clusters[0][0]} blocks"
+    )
 
 
 def on_cluster(packed, n):

@@ -2,7 +2,7 @@
 //
 // One fiber runs at a time, until it waits; who is next is drawn by FASTGEN_SEED's numbers, and so
 // is when a message between blocks arrives. A warp's fibers often follow one another, as caches
-// like it. An odd seed starves a warp at a time, which then runs only when nobody else can. Shared
+// like it. An odd seed starves a warp or a lane at a time, which runs when nobody else can. Shared
 // memory starts as NaNs. Waiting without an end is found: nobody can run. So are messages of a
 // wrong size, or to a block that is gone.
 #pragma once
@@ -95,7 +95,7 @@ struct Machine {
   size_t turn = 0;                               // whose it is, in ready
   std::minstd_rand random;
   bool starve;
-  int victim = -1; // a warp
+  int victim = -1, lane = -1; // a warp, and of it a lane or all
   std::string error;
   jmp_buf scheduler;
   void (*kernel)(void*);
@@ -120,7 +120,7 @@ struct Machine {
   }
   // Let others run first, by chance, and if this warp starves.
   void hesitate() {
-    if (current / LANES_OF_A_WARP != victim && random() % 32) return;
+    if (!starves(current) && random() % 32) return;
     wake(current);
     park();
   }
@@ -164,18 +164,25 @@ struct Machine {
     b->bytes -= m.size;
     complete(b);
   }
+  bool starves(int fiber) {
+    return fiber / LANES_OF_A_WARP == victim && (lane < 0 || fiber % LANES_OF_A_WARP == lane);
+  }
   // The fiber to run; -1 where that may wait for a message.
   int choose() {
-    if (starve && random() % (1 << 17) == 0) victim = random() % warps.size();
+    if (starve && random() % (1 << 16) == 0) {
+      victim = random() % warps.size();
+      lane = int(random() % (2 * LANES_OF_A_WARP)) - LANES_OF_A_WARP;
+    }
     if (turn >= ready.size() || random() % 64 == 0) turn = random() % ready.size();
-    if (ready[turn] == victim) {
-      if (ready.size() > 1)
-        turn = (turn + 1) % ready.size();
-      else if (!messages.empty())
-        return -1;
+    for (int tries = 0;; ++tries) {
+      auto& runnable = warps[ready[turn]].runnable;
+      std::swap(runnable[random() % runnable.size()], runnable.back());
+      if (!starves(runnable.back())) break;
+      if (tries == 64 && !messages.empty()) return -1;
+      if (tries == 64) break;
+      turn = random() % ready.size();
     }
     auto& runnable = warps[ready[turn]].runnable;
-    std::swap(runnable[random() % runnable.size()], runnable.back());
     const int fiber = runnable.back();
     runnable.pop_back();
     if (runnable.empty()) {

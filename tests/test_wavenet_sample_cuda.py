@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import types
 import warnings
 from pathlib import Path
@@ -98,10 +97,13 @@ def host(compiled, monkeypatch):
     monkeypatch.delenv("FASTGEN_SEED", raising=False)
 
 
-def on_a_cluster(weights):
-    """Packed weights of the CPU with those of a cluster."""
+def on_a_cluster(weights, blocks=None):
+    """Packed weights of the CPU with those of a cluster, by default the first that fits."""
     (L, G, R, K), S, O = weights.conv.shape, len(weights.hidden), len(weights.out)
-    cluster = cuda.lay_out(weights, *cuda.plan(L, K, R, G // 2, S, O)[0])
+    plan = cuda.plan(L, K, R, G // 2, S, O)[0]
+    if blocks:
+        plan = blocks, cuda.shared_bytes(blocks, L, K, S, O)
+    cluster = cuda.lay_out(weights, *plan)
     return kernels.pack(weights, "bfloat16")._replace(cluster=cluster)
 
 
@@ -119,8 +121,7 @@ def hold(weights, u, options, got):
         return
     error = (logits - want).abs().amax(-1) / want.abs().max()
     # where a sum's last bit decides how a vector's element is rounded, the two part
-    print("within", (error < 1e-6).double().mean(), (error < 1e-5).double().mean(), error.max())
-    assert (error < 1e-5).double().mean() > 0.5
+    assert (error < 2e-6).double().mean() > 0.9
     assert error.max() < 0.01
     if state.rings.numel():
         assert (state.rings - end.rings).abs().max() < 0.01 * end.rings.abs().max()
@@ -173,36 +174,170 @@ def test_logits_that_are_not_finite(host):
         kernels.wavenet_sample(on_a_cluster(weights), u, **options)
 
 
-MUTANTS = {  # what is taken out of the kernel, and what is found for want of it
-    "a barrier after h": ("v >> 16;\n      sync();", "v >> 16;\n", "the bits differ"),
-    "a barrier after y": ("+ 1 < count) sync();", "+ 1 < count) (void)0;", "the bits differ"),
-    "a barrier after a draw": ("    sync();\n  }\n\n  // Store y", "  }\n\n  // Store y", ""),
-    "a barrier before the taps": ("    sync();\n    const float fr", "    const float fr", ""),
-    "a message": ("stream < a.n", "stream + 1 < a.n", "deadlock: .* wait for ever"),
-    "the number of its bytes": ("W * 6", "W * 4", ""),
-    "that idle warps do not wait": ("if (tile < a.SB) {", "receive(SKIPS, t); if (tile < a.SB) {", ""),
-    "the second box of y": ("t & 1) * VECTOR", "0) * VECTOR", "the bits differ"),
+HANGS, DIFFERS = "deadlock: .* wait for ever", "other values"
+BROKEN = {  # what is taken out of the kernel, what stays, what is found for want of it, and where
+    "a barrier": ("    sync();\n    const float fr", "    const float fr", DIFFERS, {}),
+    "a message": ("stream < a.n", "stream + 1 < a.n", HANGS, {"n": 3}),
+    "the second box of y": ("t & 1) * VECTOR", "0) * VECTOR", DIFFERS, {}),
+    "what lets no lane lag": ("    sync_warp();", "", HANGS, {"n": 3, "S": 128}),
+    "that idle warps do not wait": (
+        "if (tile < a.SB) {\n      receive(SKIPS, t);",
+        "receive(SKIPS, t);\n    if (tile < a.SB) {",
+        HANGS,
+        {"L": 1, "stacks": 1},
+    ),
 }
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_host_finds_the_want_of(mutant, host, tmp_path, monkeypatch):
-    find, replacement, found = MUTANTS[mutant]
+@pytest.mark.parametrize("part", BROKEN)
+def test_the_host_finds_the_want_of(part, host, tmp_path, monkeypatch):
+    taken, left, found, sizes = BROKEN[part]
     source = SOURCE.read_text()
-    assert find in source
-    weights, u, options = cases.wavenet_sample(**{**ODD, 'L': 10}, n=3, T=7)
-    packed = on_a_cluster(weights)
+    assert taken in source
+    weights, u, options = cases.wavenet_sample(**{**ODD, "n": 8, "T": 9, **sizes})
+    packed = on_a_cluster(weights, blocks=2)
     want = kernels.wavenet_sample(packed, u, **options, logits=True)[2]
-    broken = compile_for_host(tmp_path, source.replace(find, replacement), sanitize=False)
+    broken = compile_for_host(tmp_path, source.replace(taken, left), sanitize=False)
     monkeypatch.setattr(cuda, "native", broken)
     for seed in range(60):
         monkeypatch.setenv("FASTGEN_SEED", str(seed))
         try:
             got = kernels.wavenet_sample(packed, u, **options, logits=True)[2]
-        except (RuntimeError, ValueError) as error:
-            print(seed, error)
+            error = "" if torch.equal(got, want) else DIFFERS
+        except (RuntimeError, ValueError) as raised:
+            error = DIFFERS if "finite" in str(raised) else str(raised)
+        if error:
+            print("seed", seed, error)
+            assert re.search(found, error)
             return
-        if not torch.equal(got, want):
-            print(seed, "bits")
-            return
-    raise AssertionError("nothing found")
+    raise AssertionError("nothing was found")
+
+
+def test_the_plan():
+    assert cuda.plan(20, 2, 64, 64, 256, 256) == [(8, 225920), (16, 154368)]  # REF
+    assert [blocks for blocks, _ in cuda.plan(18, 2, 32, 32, 96, 256)] == [8, 16]
+    assert [blocks for blocks, _ in cuda.plan(30, 2, 64, 64, 256, 256)] == [16]
+    for sizes, why in (
+        ((20, 2, 65, 64, 256, 256), "R may be 64 at most, and is 65"),
+        ((20, 2, 64, 128, 256, 256), "H may be 64 at most, and is 128"),
+        ((20, 2, 64, 64, 256, 257), "the outputs may be 256 at most, and is 257"),
+        ((49, 2, 64, 64, 256, 256), "L may be 48 at most, and is 49"),
+        ((24, 2, 64, 64, 512, 256), "each of 16 blocks may have 232448 bytes of shared memory"),
+    ):
+        assert cuda.plan(*sizes).startswith(why)
+
+
+def test_where_a_cluster_cannot_run(monkeypatch):
+    weights, *_ = cases.wavenet_sample()
+    large, *_ = cases.wavenet_sample(R=65)
+    assert cuda.pack(weights) is None
+    with FakeTensorMode():
+        weights, large = (
+            kernels.Weights(*(v if v is None else torch.empty(v.shape, device="cuda") for v in w))
+            for w in (weights, large)
+        )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert cuda.pack(weights) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for native, why in (
+        (None, "without C++ kernels there are none"),
+        (types.SimpleNamespace(cuda="there is no nvcc"), "there is no nvcc"),
+    ):
+        monkeypatch.setattr(cuda, "native", native)
+        assert cuda.pack(weights) == why
+    old = "CUDA driver version is insufficient"
+
+    def clusters(device, blocks, size, count):
+        raise RuntimeError(old)
+
+    driver = types.SimpleNamespace(cuda="", wavenet_sample_clusters=clusters)
+    monkeypatch.setattr(cuda, "native", driver)
+    assert cuda.pack(large) == "R may be 64 at most, and is 65"
+    assert cuda.pack(weights) == old
+    driver.wavenet_sample_clusters = lambda *args: None
+    assert cuda.pack(weights) == "the GPU grants no cluster of 8 blocks"
+    cuda.granted.cache_clear()
+
+
+def test_a_model_that_does_not_fit_is_told_once():
+    weights, u, options = cases.wavenet_sample(n=2)
+    packed = kernels.pack(weights, "bfloat16")
+    want = kernels.wavenet_sample(packed, u, **options, logits=True)
+    packed = packed._replace(cluster="R is too large")
+    with pytest.warns(UserWarning, match="8 streams or fewer runs .*: R is too large"):
+        same(kernels.wavenet_sample(packed, u, **options, logits=True), want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernels.wavenet_sample(packed, u, **options)
+
+
+@pytest.mark.skipif(_op.native is None or bool(cuda.missing()), reason="built without nvcc")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_an_error_and_no_crash():
+    with pytest.raises(RuntimeError, match=r"wavenet_sample_clusters: .*(driver|device)"):
+        _op.launch(_op.native.wavenet_sample_clusters, 0, 8, 1000, torch.zeros(1).long())
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+def test_nothing_spills_on_hopper(tmp_path):
+    command = [NVCC, "-std=c++17", "-arch=sm_90a", "-Xptxas", "-v", "-cubin", "--keep"]
+    command += ["--keep-dir", tmp_path, SOURCE, "-o", tmp_path / "kernel.cubin"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr
+    assert int(re.search(r"Used (\d+) registers", done.stderr)[1]) <= 255
+    (ptx,) = (f.read_text() for f in tmp_path.glob("*.ptx"))
+    # what other threads write must not come from a cache that stores do not reach
+    assert "ld.global.nc" not in ptx
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("sizes", CASES.values(), ids=CASES)
+def test_on_a_gpu(sizes):
+    weights, u, options = cases.wavenet_sample(**sizes)
+    weights, options = on_gpu(weights), dict(zip(options, on_gpu(options.values()), strict=True))
+    packed = kernels.pack(weights, "bfloat16")
+    assert isinstance(packed.cluster, cuda.Cluster), packed.cluster
+    codes, state, logits = kernels.wavenet_sample(packed, u.cuda(), **options, logits=True)
+    state = kernels.State(state.rings.cpu(), state.history.cpu(), state.step)
+    hold(*cases.wavenet_sample(**sizes)[:3], (codes.cpu(), state, logits.cpu()))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("n", [1, 8])
+def test_long_samples_on_a_gpu(n):
+    sizes = {"L": 20, "stacks": 2, "R": 64, "H": 64, "S": 256, "A": 256, "n": n, "T": 3000}
+    weights, u, options = cases.wavenet_sample(**sizes)
+    packed = kernels.pack(on_gpu(weights), "bfloat16")
+    want = kernels.wavenet_sample(packed, u, **options, logits=True)
+    for _ in range(5):  # the same bits, whenever who comes
+        same(kernels.wavenet_sample(packed, u, **options, logits=True), want)
+    same(in_chunks(packed, u, options, 700), want)
+    state = kernels.State(want[1].rings.cpu(), want[1].history.cpu(), want[1].step)
+    hold(weights, u, options, (want[0].cpu(), state, want[2].cpu()))
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_in_a_graph_on_a_gpu():
+    weights, u, options = cases.wavenet_sample(n=2, T=50)
+    packed, dilations = kernels.pack(on_gpu(weights), "bfloat16"), options["dilations"]
+    w, state = packed.weights, kernels.initial_state(packed, dilations, 2)
+    inputs = [u.cuda(), *state, torch.zeros(2, 0, dtype=torch.int64).cuda(), w.conv_bias[None]]
+    inputs += [w.embed.new_empty(2, 0, 0), dilations, 1, 12, 0, 1.0, True]
+    want = cuda.wavenet_sample_cuda(packed, *inputs)  # and once before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = cuda.wavenet_sample_cuda(packed, *inputs)
+    for _ in range(3):
+        for tensor in got:
+            tensor.zero_()
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def on_gpu(values):
+    """The same tuple or list with its tensors on the GPU, in float32 where they are numbers."""
+    moved = [v.cuda() if isinstance(v, torch.Tensor) else v for v in values]
+    return type(values)(*moved) if isinstance(values, kernels.Weights) else moved
