@@ -69,6 +69,20 @@ void expose(py::module_& m, const char* name, const std::vector<void (*)(A...)>&
   });
 }
 
+#ifndef FASTGEN_NO_CUDA
+// Expose what runs on a GPU; what it returns is an error.
+template <class... A> void expose(py::module_& m, const char* name, const char* (*kernel)(A...)) {
+  m.def(name, [name, kernel](Argument<A>... arguments) {
+    const char* wrong;
+    {
+      py::gil_scoped_release unlocked;
+      wrong = kernel((A)arguments...);
+    }
+    if (wrong) throw std::runtime_error(std::string(name) + ": " + wrong);
+  });
+}
+#endif
+
 #define FASTGEN_TABLE(isa) FASTGEN_ENTRY(isa),
 
 } // namespace
@@ -83,6 +97,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = FASTGEN_NO_CUDA; // why there are no CUDA kernels
 #else
   m.attr("cuda") = "";
+  expose(m, "wavenet_sample_cuda", fastgen::wavenet_sample_cuda);
+  expose(m, "wavenet_sample_clusters", fastgen::wavenet_sample_clusters);
 #endif
   m.def("isas", isas, "The instruction sets that this processor runs.");
   m.def("isa", [] { return ISAS[chosen]; }, "The instruction set in use.");

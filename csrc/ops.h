@@ -103,3 +103,31 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
       int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t A, int64_t threads);          \
   }
 FASTGEN_EACH_ISA(FASTGEN_DECLARE)
+
+// What runs on a GPU, once for all. Pointers are the GPU's but where it says host; returns null, or
+// what is wrong.
+#ifndef FASTGEN_NO_CUDA
+namespace fastgen {
+// wavenet_sample for up to 8 streams: kernels/_wavenet_sample_cuda.py has layouts and limits.
+const char* wavenet_sample_cuda(
+    const void* words,        // every matrix in fragments of bfloat16
+    const float* table,       // (K, A, 64, 2)
+    const float* embed,       // (A, 64)
+    const float* biases,      // res (L - 1, 64), skip (S,), hidden (S,), out (O,), S and O padded
+    const int64_t* dilations, // (L,), host
+    const float* gates,       // (F, L, 8, 32, 4): bias and conditioning
+    const float* uniforms,    // (n, T)
+    const float* quantiles,   // (n, T) of a mixture
+    float* rings,             // (n, sum of (K - 1) d R), in and out
+    const int64_t* history,   // (n, K)
+    int64_t* codes,           // (n, T): the first P in, the rest out
+    float* logits,            // (n, T, O), out; or null
+    int64_t* failed,          // (n,): the step whose logits are not finite, else -1, out
+    int64_t n, int64_t T, int64_t P, int64_t step, int64_t F, int64_t hop, int64_t L, int64_t K,
+    int64_t R, int64_t S, int64_t O, int64_t classes, int64_t mixtures, double temperature,
+    int64_t blocks, int64_t bytes, int64_t device, int64_t stream);
+// How many clusters of so many blocks and bytes of shared memory a block the GPU can run at once.
+const char* wavenet_sample_clusters(int64_t device, int64_t blocks, int64_t bytes,
+                                    int64_t* clusters /* host */);
+} // namespace fastgen
+#endif

@@ -14,6 +14,7 @@ import torch
 
 from . import __version__, kernels, weights
 from .kernels import _op
+from .kernels import _wavenet_sample_cuda as cluster
 from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from .tractable.wavenet import WaveNet
 from .verify import Check
@@ -96,9 +97,16 @@ def instructions():
 
 
 def cuda():
-    """Whether there are CUDA kernels, or why there are none."""
-    why = getattr(_op.native, "cuda", "without C++ kernels there are none")
-    return f"none: {why}" if why else "built"
+    """Whether there are CUDA kernels and run here, or why not."""
+    if why := cluster.missing():
+        return f"none: {why}"
+    if not torch.cuda.is_available():
+        return "built"
+    try:
+        runs = cluster.granted(torch.cuda.current_device(), cluster.BLOCKS[0], cluster.SHARED)
+    except RuntimeError as error:  # of a driver that is too old, for one
+        return f"built, but they do not run: {error}"
+    return "built, and they run" if runs else "built, but for GPUs of capability 9"
 
 
 def implementations():
@@ -113,7 +121,10 @@ def on_gpu(name):
         return "runs on the CPU"
     if importlib.util.find_spec(f"fastgen.kernels._{name}_triton") is None:
         return "reference in torch"
-    return "Triton" if version("triton") else "reference in torch, for want of triton"
+    if not version("triton"):
+        return "reference in torch, for want of triton"
+    few = f"; CUDA for {cluster.STREAMS} streams or fewer in bfloat16 on sm_90"
+    return "Triton" + (few if name == "wavenet_sample" and not cluster.missing() else "")
 
 
 def optional():
@@ -147,7 +158,7 @@ def self_tests():
 def where(name, dtype):
     """Where a kernel can be tested: pairs of a device and an instruction set or None."""
     places = [("cpu", isa) for isa in (_op.native.isas() if _op.native else [])]
-    on_cuda = torch.cuda.is_available() and on_gpu(name) == "Triton"
+    on_cuda = torch.cuda.is_available() and on_gpu(name).startswith("Triton")
     return places + [("cuda", None)] * (on_cuda and dtype in ("float32", "bfloat16"))
 
 

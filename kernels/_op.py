@@ -60,8 +60,9 @@ def launch(kernel, *args):
     if ready(args):
         if ISA_ERROR:
             raise ISA_ERROR
-        args = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args)
-        kernel(*(0 if a is None else a for a in args))
+        # `args` stays as it is: it may be all that keeps a tensor's memory
+        values = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args)
+        kernel(*[0 if a is None else a for a in values])
 
 
 def ready(args):

@@ -20,6 +20,8 @@ import torch
 
 from ._draw import draw
 from ._op import launch, native, on_triton, op, thread_count, warn_reference, without_autocast
+from ._wavenet_sample_cuda import Cluster, on_cluster, wavenet_sample_cuda
+from ._wavenet_sample_cuda import pack as pack_cluster
 from .wavenet_layer import upsample_ref
 
 PANEL = 64  # rows of a matrix that lie together, column after column
@@ -67,6 +69,7 @@ class Packed(NamedTuple):
     biases: torch.Tensor  # res_bias, skip_bias, hidden_bias, out_bias, 16 zeros end to end
     cond: torch.Tensor  # cond (L 2H, C) in panels of float32 or float64; or empty
     dtype: str
+    cluster: Cluster | str | None = None  # the same for a cluster of Hopper, or why it is not
 
 
 @without_autocast
@@ -81,7 +84,8 @@ def pack(weights, dtype="float32"):
     if on_triton(weights.conv, "wavenet_sample"):
         from ._wavenet_sample_triton import pack as pack_tiles
 
-        return pack_tiles(weights, dtype)
+        packed = pack_tiles(weights, dtype)
+        return packed._replace(cluster=pack_cluster(weights)) if dtype == "bfloat16" else packed
     real = torch.float64 if dtype == "float64" else torch.float32
     device = weights.conv.device if weights.conv.is_cuda else "cpu"
     w = Weights(*(v if v is None else v.detach().to(device, real).contiguous() for v in weights))
@@ -193,7 +197,9 @@ def wavenet_sample(
     check(w, uniforms, dilations, state, prefix, base, cond, hop, classes, mixtures, temperature)
     inputs = (uniforms.double(), *state, prefix, base, cond)
     options = (list(dilations), hop, classes, mixtures, float(temperature), logits)
-    if on_triton(w.embed, "wavenet_sample"):
+    if on_cluster(packed, n):
+        *run, failed = wavenet_sample_cuda(packed, *inputs, *options)
+    elif on_triton(w.embed, "wavenet_sample"):
         from ._wavenet_sample_triton import wavenet_sample_triton
 
         *run, failed = wavenet_sample_triton(packed, *inputs, *options)

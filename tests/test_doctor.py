@@ -22,6 +22,8 @@ def test_the_report():
     if _op.native:
         assert rows["C++ kernels"][1].startswith(_op.native.isa())
         assert rows["wavenet_sample"][1] == "CPU: C++"
+        assert ("CUDA for 8 streams" in rows["wavenet_sample"][2]) == (not _op.native.cuda)
+        assert rows["CUDA kernels"][1].startswith("none: " if _op.native.cuda else "built")
 
 
 def test_what_is_missing_comes_with_the_way_to_get_it(monkeypatch):
@@ -30,6 +32,19 @@ def test_what_is_missing_comes_with_the_way_to_get_it(monkeypatch):
     for name, extra in (("soundfile", "audio"), ("av", "audio"), ("pystoi", "metrics")):
         assert f"missing {doctor.OPTIONAL[name][0]}: pip install 'fastgen[{extra}]'" in rows[name]
     assert "pip install triton" in rows["triton"]
+
+
+def test_a_driver_that_is_too_old_is_told(monkeypatch):
+    def granted(*args):
+        raise RuntimeError("CUDA driver version is insufficient")
+
+    monkeypatch.setattr(doctor.cluster, "missing", lambda: "")
+    monkeypatch.setattr(doctor.cluster, "granted", granted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert doctor.cuda() == "built, but they do not run: CUDA driver version is insufficient"
+    monkeypatch.setattr(doctor.cluster, "granted", lambda *args: False)
+    assert doctor.cuda() == "built, but for GPUs of capability 9"
 
 
 @native
