@@ -2,6 +2,7 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
 from .wavenet_layer import wavenet_layer, wavenet_layer_ref
 from .wavenet_sample import (
     Packed,
@@ -20,6 +21,8 @@ __all__ = [
     "draw",
     "initial_state",
     "pack",
+    "pixelcnn_layer",
+    "pixelcnn_layer_ref",
     "uniforms",
     "wavenet_layer",
     "wavenet_layer_ref",
