@@ -8,8 +8,8 @@ if find_spec("fastgen.kernels") is None:
         "leave this folder, or pip install -e ."
     )
 
-from . import kernels
+from . import kernels, nn
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
-__all__ = ["WaveNet", "kernels"]
+__all__ = ["WaveNet", "kernels", "nn"]

@@ -2,6 +2,7 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .masked_conv2d import masked_conv2d, masked_conv2d_ref
 from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
 from .wavenet_layer import wavenet_layer, wavenet_layer_ref
 from .wavenet_sample import (
@@ -20,6 +21,8 @@ __all__ = [
     "Weights",
     "draw",
     "initial_state",
+    "masked_conv2d",
+    "masked_conv2d_ref",
     "pack",
     "pixelcnn_layer",
     "pixelcnn_layer_ref",

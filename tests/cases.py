@@ -7,6 +7,47 @@ from fastgen import kernels
 T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
 
 
+def masked_conv2d(
+    B=2, C=4, O=6, H=5, W=7, k=(3, 3), bias=True, last=False, dtype=torch.float32, **options
+):
+    """x, weight and bias, and the options, of `masked_conv2d`; `last`: x is channels_last."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (B, C, H, W), (O, C // options.get("groups", 1), *k), (O,)
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+    if last:
+        inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+    return [*inputs[:2], inputs[2] if bias else None], {"mask": "B", **options}
+
+
+MASKED_CONV2D = {
+    "plain": {},
+    "first layer": {"mask": "A", "C": 1, "k": (7, 7)},
+    "ones": {"B": 1, "C": 1, "O": 1, "H": 1, "W": 1, "k": (1, 1)},
+    "no live tap": {"mask": "A", "k": (1, 1)},
+    "no row above": {"mask": "vertical A", "k": (1, 5)},
+    "empty batch": {"B": 0},
+    "no bias": {"bias": False, "mask": "A"},
+    "larger than the image": {"mask": "A", "k": (9, 11), "H": 2, "W": 3},
+    "dilated beyond the image": {"mask": "vertical A", "k": (5, 3), "dilation": (7, 9)},
+    "wide": {"k": (3, 7), "W": 33},
+    "tall": {"mask": "A", "k": (7, 3), "H": 33},
+    "a row": {"k": (1, 5)},
+    "a column": {"mask": "A", "k": (5, 1)},
+    "dilated": {"dilation": 2, "k": (5, 5), "H": 13},
+    "groups": {"groups": 2, "k": (5, 3)},
+    "a group a channel": {"mask": "A", "groups": 4, "O": 8},
+    "colors": {"mask": "A", "colors": 3, "C": 3, "O": 9, "k": (5, 5)},
+    "colors at once": {"colors": 3, "C": 6, "O": 9, "k": (1, 1)},
+    "colors before": {"mask": "A", "colors": 3, "C": 6, "O": 9, "k": (1, 1)},
+    "colors and groups": {"colors": 3, "C": 12, "O": 6, "groups": 2},
+    "colors across groups": {"mask": "A", "colors": 2, "C": 12, "O": 12, "groups": 3},
+    "vertical": {"mask": "vertical B", "k": (5, 3)},
+    "vertical, first layer": {"mask": "vertical A", "k": (5, 5), "H": 9},
+    "channels last": {"last": True, "H": 17, "W": 18, "k": (5, 5)},
+    "prime sizes": {"B": 3, "C": 13, "O": 19, "H": 11, "W": 23, "mask": "A", "dilation": (2, 1)},
+}
+
+
 def wavenet_layer(
     B=2, R=5, S=7, H=3, K=2, T=11, F=0, hop=1, dilation=1, res=True, dtype=torch.float32
 ):

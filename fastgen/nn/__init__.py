@@ -1,0 +1,7 @@
+"""Layers with the parameters and the state_dict of the torch layers that they replace."""
+
+from .causal_conv1d import CausalConv1d
+from .masked_conv2d import MaskedConv2d
+from .masked_linear import MaskedLinear, degree_mask
+
+__all__ = ["CausalConv1d", "MaskedConv2d", "MaskedLinear", "degree_mask"]
