@@ -131,12 +131,16 @@ def expect(ok, message):
 
 def masked_conv2d_ref(x, weight, bias=None, *, mask, colors=1, dilation=1, groups=1):
     """`masked_conv2d` in plain torch: conv2d with zeros for the weights that are shut out."""
+    live, dilation = live_mask(weight, mask, colors, groups), pair(dilation)
+    padding = [k // 2 * d for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    return F.conv2d(x, weight.masked_fill(~live, 0), bias, 1, padding, dilation, groups)
+
+
+def live_mask(weight, mask, colors=1, groups=1):
+    """True where a weight has influence: as `weight`."""
     O, I, kh, kw = weight.shape
-    dead = torch.ones(O, I, kh * kw, dtype=torch.bool, device=weight.device)
-    dead[..., : live_count(mask, colors, kh, kw)] = False
+    live = torch.zeros(O, I, kh * kw, dtype=torch.bool, device=weight.device)
+    live[..., : live_count(mask, colors, kh, kw)] = True
     if colors > 1:
-        dead[..., kh * kw // 2] = shut(mask, colors, groups, O, I, weight.device)
-    dilation = pair(dilation)
-    padding = (kh // 2 * dilation[0], kw // 2 * dilation[1])
-    weight = weight.masked_fill(dead.view(weight.shape), 0)
-    return F.conv2d(x, weight, bias, 1, padding, dilation, groups)
+        live[..., kh * kw // 2] = ~shut(mask, colors, groups, O, I, weight.device)
+    return live.view(weight.shape)
