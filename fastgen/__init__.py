@@ -9,7 +9,8 @@ if find_spec("fastgen.kernels") is None:
     )
 
 from . import kernels, nn
+from .nn import convert, restore
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
-__all__ = ["WaveNet", "kernels", "nn"]
+__all__ = ["WaveNet", "convert", "kernels", "nn", "restore"]
