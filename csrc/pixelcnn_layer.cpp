@@ -8,7 +8,7 @@ template <class real> struct Forward {
   Sizes s;
   const real *v, *h, *v_bias, *h_bias, *link, *res, *res_bias, *cond_v, *cond_h;
   real *v_out, *h_out, *saved;
-  const real *v_taps, *h_taps; // (taps, 2P, channels)
+  const real *v_taps, *h_taps; // (2P, taps, channels)
 
   int64_t above() const { return s.n() + s.r(); } // rows of v's block
   int64_t v_block() const { return s.V * above() * s.pitch(); }
@@ -20,18 +20,14 @@ template <class real> struct Forward {
     real *y = x + v_block(), *own = x + padded(v_block() + h_block());
     real* a_v = saved ? saved + i.index * 2 * G * all : own;
     real *a_h = a_v + G * all, *g = own + 2 * G * all, *out = g + s.P * all;
-    take(s, x, v + i.b * s.V * image, s.V, image, s.W, i.y - s.r(), i.n + s.r(), above());
-    take(s, y, h + i.b * s.C * image, s.C, image, s.W, i.y, i.n, s.n());
-    start(a_v, v_bias, cond_v, i);
-    for (int64_t t = 0; t < s.rows * s.k; ++t)
-      for (int64_t j = 0; j < i.n; ++j)
-        product(G, s.N(), s.V, v_taps + t * G * s.V, s.V, x + (j + t / s.k) * s.pitch() + t % s.k,
-                above() * s.pitch(), a_v + j * s.N(), all);
-    start(a_h, h_bias, cond_h, i);
-    for (int64_t t = 0; t < s.cols; ++t)
-      for (int64_t j = 0; j < i.n; ++j)
-        product(G, s.N(), s.C, h_taps + t * G * s.C, s.C, y + j * s.pitch() + t, s.n() * s.pitch(),
-                a_h + j * s.N(), all);
+    take(s, x, v + i.b * s.V * image, s.V, i.y - s.r(), i.n + s.r());
+    take(s, y, h + i.b * s.C * image, s.C, i.y, i.n);
+    start(a_v, v_bias, cond_v, i), start(a_h, h_bias, cond_h, i);
+    const int64_t row = s.V * s.pitch(), line = s.C * s.pitch(), taps = s.rows * s.k;
+    tap_product<real>({taps, s.k, row, 1}, i.n, G, s.N(), s.V, v_taps, taps * s.V, s.V, x,
+                      s.pitch(), row, a_v, all, s.N());
+    tap_product<real>({s.cols, s.k, 0, 1}, i.n, G, s.N(), s.C, h_taps, s.cols * s.C, s.C, y,
+                      s.pitch(), line, a_h, all, s.N());
     product(G, N, G, link, G, a_v, all, a_h, all);
     activate(a_v, nullptr, g, N);
     put(v_out, g, s.P, i);
@@ -52,7 +48,7 @@ template <class real> struct Forward {
   void begin(real* to, int64_t o, const real* y, int64_t j) const {
     fill(to, res_bias[o], s.N());
     if (!s.residual) return;
-    const real* from = y + (o * s.n() + j) * s.pitch() + s.r();
+    const real* from = y + (j * s.C + o) * s.pitch() + s.r();
     for (int64_t x = 0; x < s.N(); x += LANES<real>) store(to + x, load(to + x) + load(from + x));
   }
 
@@ -79,11 +75,13 @@ template <class real> struct Forward {
   }
 };
 
-// (2P, channels, taps) -> (taps, 2P, channels)
+// (2P, channels, taps) -> (2P, taps, channels)
 template <class real>
 void split(real* to, const real* weight, int64_t G, int64_t channels, int64_t taps) {
-  for (int64_t i = 0; i < G * channels; ++i)
-    for (int64_t t = 0; t < taps; ++t) to[t * G * channels + i] = weight[i * taps + t];
+  for (int64_t g = 0; g < G; ++g)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t t = 0; t < taps; ++t)
+        to[(g * taps + t) * channels + c] = weight[(g * channels + c) * taps + t];
 }
 
 } // namespace

@@ -97,20 +97,20 @@ template <class real> struct Activations {
     product(G, padded(G), N, da_h, all, turned, padded(G), sum + link_sums(), padded(G));
     turn(turned, g, all, s.P, N);
     product(s.O, padded(s.P), N, dy, all, turned, padded(s.P), sum + res_sums(), padded(s.P));
-    take(s, x, v + i.b * s.V * image, s.V, image, s.W, i.y - s.r(), i.n + s.r(), above());
-    turn(turned, x, v_block(), s.V, (i.n + s.r()) * s.pitch());
-    const int64_t wide = padded(s.V), deep = padded(s.C);
+    take(s, x, v + i.b * s.V * image, s.V, i.y - s.r(), i.n + s.r());
+    const int64_t wide = padded(s.V), deep = padded(s.C), row = s.pitch();
+    for (int64_t j = 0; j < i.n + s.r(); ++j)
+      turn(turned + j * row * wide, x + j * s.V * row, row, s.V, row);
     for (int64_t t = 0; t < s.rows * s.k; ++t)
-      for (int64_t j = 0; j < i.n; ++j)
-        product(G, wide, s.W, da_v + j * s.N(), all,
-                turned + ((j + t / s.k) * s.pitch() + t % s.k) * wide, wide, sum + t * G * wide,
-                wide);
-    take(s, y, h + i.b * s.C * image, s.C, image, s.W, i.y, i.n, s.n());
-    turn(turned, y, h_block(), s.C, i.n * s.pitch());
+      tap_product<real>({i.n, 1, row * wide, 0}, 1, G, wide, s.W, da_v, all, s.N(),
+                        turned + (t / s.k * row + t % s.k) * wide, wide, 0, sum + t * G * wide,
+                        wide, 0);
+    take(s, y, h + i.b * s.C * image, s.C, i.y, i.n);
+    for (int64_t j = 0; j < i.n; ++j)
+      turn(turned + j * row * deep, y + j * s.C * row, row, s.C, row);
     for (int64_t t = 0; t < s.cols; ++t)
-      for (int64_t j = 0; j < i.n; ++j)
-        product(G, deep, s.W, da_h + j * s.N(), all, turned + (j * s.pitch() + t) * deep, deep,
-                sum + h_sums() + t * G * deep, deep);
+      tap_product<real>({i.n, 1, row * deep, 0}, 1, G, deep, s.W, da_h, all, s.N(),
+                        turned + t * deep, deep, 0, sum + h_sums() + t * G * deep, deep, 0);
   }
 };
 
@@ -118,7 +118,7 @@ template <class real> struct Activations {
 template <class real> struct Inputs {
   Sizes s;
   const real *dh_out, *da;
-  const real *v_taps, *h_taps; // (taps, channels, 2P)
+  const real *v_taps, *h_taps; // (channels, taps, 2P)
   real *dv, *dh;               // or null
 
   int64_t below() const { return s.n() + s.r(); }
@@ -128,32 +128,28 @@ template <class real> struct Inputs {
   void tile(int64_t, const Tile& i, real* x) const {
     const int64_t G = 2 * s.P, r = s.r();
     real* to = x + block();
+    const int64_t row = G * s.pitch(), taps = s.rows * s.k;
     if (dv) {
       take_rows(x, i, 0, i.n + r);
       clear(to, s.V * s.columns());
-      for (int64_t t = 0; t < s.rows * s.k; ++t)
-        for (int64_t j = 0; j < i.n; ++j)
-          product(s.V, s.N(), G, v_taps + t * s.V * G, G,
-                  x + (j + r - t / s.k) * s.pitch() + 2 * r - t % s.k, below() * s.pitch(),
-                  to + j * s.N(), s.columns());
+      tap_product<real>({taps, s.k, -row, -1}, i.n, s.V, s.N(), G, v_taps, taps * G, G,
+                        x + r * row + 2 * r, s.pitch(), row, to, s.columns(), s.N());
       put(dv, nullptr, to, s.V, i);
     }
     if (!dh) return;
     take_rows(x, i, G, i.n);
     clear(to, s.C * s.columns());
-    for (int64_t t = 0; t < s.cols; ++t)
-      for (int64_t j = 0; j < i.n; ++j)
-        product(s.C, s.N(), G, h_taps + t * s.C * G, G, x + j * s.pitch() + 2 * r - t,
-                below() * s.pitch(), to + j * s.N(), s.columns());
+    tap_product<real>({s.cols, s.k, 0, -1}, i.n, s.C, s.N(), G, h_taps, s.cols * G, G, x + 2 * r,
+                      s.pitch(), row, to, s.columns(), s.N());
     put(dh, s.residual ? dh_out : nullptr, to, s.C, i);
   }
 
   // Rows of da from those of a tile on, 2P channels from `first` on, into a block.
   void take_rows(real* x, const Tile& i, int64_t first, int64_t rows) const {
     const int64_t G = 2 * s.P;
-    for (int64_t c = 0; c < G; ++c)
-      for (int64_t j = 0; j < rows; ++j) {
-        real* to = x + (c * below() + j) * s.pitch() + s.r();
+    for (int64_t j = 0; j < rows; ++j)
+      for (int64_t c = 0; c < G; ++c) {
+        real* to = x + (j * G + c) * s.pitch() + s.r();
         const int64_t y = i.y + j, tile = i.b * s.each() + y / s.n();
         if (y < s.H)
           copy(to, da + (tile * 2 * G + first + c) * s.columns() + y % s.n() * s.N(), s.W);
@@ -174,13 +170,13 @@ template <class real> struct Inputs {
   }
 };
 
-// (2P, channels, taps) -> (taps, channels, 2P)
+// (2P, channels, taps) -> (channels, taps, 2P)
 template <class real>
 void split(real* to, const real* weight, int64_t G, int64_t channels, int64_t taps) {
   for (int64_t g = 0; g < G; ++g)
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t t = 0; t < taps; ++t)
-        to[(t * channels + c) * G + g] = weight[(g * channels + c) * taps + t];
+        to[(c * taps + t) * G + g] = weight[(g * channels + c) * taps + t];
 }
 
 template <class real> void turned(real* to, const real* from, int64_t rows, int64_t columns) {
