@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from fastgen import kernels
+from fastgen.kernels import _masked_conv2d_triton as conv
 from fastgen.kernels import _wavenet_layer_triton as layer
 from fastgen.kernels import _wavenet_sample_triton as sampler
 from fastgen.kernels.wavenet_layer import GATES
@@ -84,6 +85,15 @@ def train(dtype, T, dilation, R=64, H=64, S=256, K=2):
     layer.backward(*inputs, x, weights, cond, 1, dilation)
 
 
+def convolve(dtype, last, C=64, O=64, live=24, k=(7, 7)):
+    """Launch `masked_conv2d` and its gradient."""
+    B, H, W = 2, 32, 32
+    x, y = (torch.zeros((B, H, W, n) if last else (B, n, H, W), dtype=dtype) for n in (C, O))
+    weight, bias = torch.zeros(O, C, live, dtype=dtype), torch.zeros(O, dtype=dtype)
+    conv.forward(x, weight, bias, y, k, (1, 1), 1, last)
+    conv.backward(y, x, weight, x, weight, k, (1, 1), 1, last)
+
+
 def usage(binary):
     """Registers a thread and bytes of stack, which spills fill, of a binary."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -103,6 +113,10 @@ def launches(dtypes=("float32", "bfloat16", "float16")):
         for sizes in ((1024, 512), (1024, 1), (1001, 1)):
             name = f"wavenet_layer {dtype}, T = {sizes[0]}, dilation = {sizes[1]}"
             yield name, lambda d=dtype, s=sizes: train(getattr(torch, d), *s)
+        for last in (False, True):
+            for C in (1, 64):
+                name = f"masked_conv2d {dtype}, {C} channels, {'last' if last else 'first'}"
+                yield name, lambda d=dtype, f=last, c=C: convolve(getattr(torch, d), f, c)
 
 
 def table(capability, **options):

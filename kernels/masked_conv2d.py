@@ -21,6 +21,8 @@ formats. On a GPU a Triton kernel multiplies the live taps alone.
 import torch
 import torch.nn.functional as F
 
+from ._op import LIB, on_triton, op, ready, transformed
+
 MASKS = ("A", "B", "vertical A", "vertical B")
 
 
@@ -43,18 +45,26 @@ def masked_conv2d(
     """
     dilation = pair(dilation)
     check(x, weight, bias, mask, colors, dilation, groups)
-    return cropped(x, weight, bias, mask, colors, dilation, groups)
+    live, k = live_taps(weight, mask, colors, groups), weight.shape[2:]
+    half = torch.is_autocast_enabled(x.device.type) if x.device.type != "meta" else False
+    fits = x.ndim == 4 and x.dtype != torch.float64 and live.shape[2]
+    if fits and not transformed((x, weight, bias)) and on_triton(x, "masked_conv2d"):
+        if half:
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, live, bias = (None if v is None else v.to(dtype) for v in (x, live, bias))
+        last = memory_format(x) == torch.channels_last
+        x = x.permute(0, 2, 3, 1) if last else x
+        y = _masked_conv2d(x, live, bias, list(k), list(dilation), groups, last)
+        return y.permute(0, 3, 1, 2) if last else y
+    return cropped(x, live, bias, k, dilation, groups, memory_format(weight))
 
 
-def cropped(x, weight, bias, mask, colors, dilation, groups):
-    """`masked_conv2d` by conv2d on the rows through the centre's."""
-    (kh, kw), (dh, dw) = weight.shape[2:], dilation
-    live = live_taps(weight, mask, colors, groups)  # (O, C / groups, live)
-    rows = -(-live.shape[2] // kw)
-    if not rows:  # a tap of zero weight, for conv2d has none
-        rows = 1
+def cropped(x, live, bias, k, dilation, groups, format=torch.contiguous_format):
+    """conv2d by the live taps (O, C / groups, live), on the rows through the last of them."""
+    (kh, kw), (dh, dw) = k, dilation
+    rows = max(1, -(-live.shape[2] // kw))  # a row of zeros where no tap is live
     kernel = F.pad(live, (0, rows * kw - live.shape[2])).unflatten(2, (rows, kw))
-    kernel = kernel.contiguous(memory_format=memory_format(weight))
+    kernel = kernel.contiguous(memory_format=format)
     above = kh // 2 * dh
     if rows <= kh // 2:  # no tap in the centre's row: the last row of the image is not seen
         seen = max(x.shape[-2] - dh, 0)
@@ -62,6 +72,76 @@ def cropped(x, weight, bias, mask, colors, dilation, groups):
     if above:
         x = F.pad(x, (0, 0, above, 0))
     return F.conv2d(x, kernel, bias, 1, (0, kw // 2 * dw), dilation, groups)
+
+
+@op
+def _masked_conv2d(
+    x: torch.Tensor,
+    live: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: list[int],
+    dilation: list[int],
+    groups: int,
+    last: bool,
+) -> torch.Tensor:
+    """`masked_conv2d` on Triton of the live taps; `last`: images are (B, H, W, C)."""
+    O = live.shape[0]
+    y = x.new_empty(*x.shape[:3], O) if last else x.new_empty(x.shape[0], O, *x.shape[2:])
+    if ready((x, live, bias)):
+        from ._masked_conv2d_triton import forward
+
+        forward(x, live, bias, y, k, dilation, groups, last)
+    return y
+
+
+@op
+def _masked_conv2d_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    live: torch.Tensor,
+    k: list[int],
+    dilation: list[int],
+    groups: int,
+    last: bool,
+    needs_x: bool,
+    needs_live: bool,
+) -> list[torch.Tensor]:
+    """Returns dx and dlive; empty where not needed."""
+    dx = x.new_empty(x.shape if needs_x else 0)
+    dlive = live.new_empty(live.shape if needs_live else 0)
+    if ready((dy, x, live)):
+        from ._masked_conv2d_triton import backward as backward_triton
+
+        grads = (dx if needs_x else None, dlive if needs_live else None)
+        backward_triton(dy, x, live, *grads, k, dilation, groups, last)
+    return [dx, dlive]
+
+
+def setup_context(ctx, inputs, output):
+    x, live, bias, *ctx.options = inputs
+    ctx.save_for_backward(x, live, bias)
+
+
+def backward(ctx, dy):
+    (x, live, bias), needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
+    k, dilation, groups, last = ctx.options
+    if torch.is_grad_enabled():  # as a graph, to be differentiated again
+        images = x.permute(0, 3, 1, 2) if last else x
+        y = cropped(images, live, bias, k, dilation, groups)
+        y = y.permute(0, 2, 3, 1) if last else y
+        wanted = [v for v, needed in zip((x, live, bias), needs, strict=True) if needed]
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+        grads = [next(found) if needed else None for needed in needs]
+    else:
+        dx, dlive = _masked_conv2d_backward(dy, x, live, k, dilation, groups, last, *needs[:2])
+        dbias = dy.sum((0, 1, 2) if last else (0, 2, 3)) if needs[2] else None
+        grads = [dx if needs[0] else None, dlive if needs[1] else None, dbias]
+    return *grads, None, None, None, None
+
+
+torch.library.register_autograd(
+    "fastgen::masked_conv2d", backward, setup_context=setup_context, lib=LIB
+)
 
 
 def live_taps(weight, mask, colors, groups):

@@ -69,7 +69,7 @@ def convert(model):
     )
     for name, module in model.named_modules():
         conv = convolution(module)
-        if conv is None or id(module) in done or isinstance(module, (MaskedConv2d, CausalConv1d)):
+        if conv is None or id(module) in done or isinstance(conv, (MaskedConv2d, CausalConv1d)):
             continue
         if any(name.startswith(prefix) for prefix in compiled):
             report.left[name] = "compiled: convert the model first"
