@@ -120,11 +120,13 @@ def dweight_kernel(
     n = n // along
     part, group = n // groups, n % groups
     start, pixels = at(part, span, 0), H * W
-    end = tl.minimum(start + span, at(B, pixels, 0))
+    # counted from the beginning of the span's first image, in 32 bits
+    first, offset = start // pixels, (start % pixels).to(tl.int32)
+    end = offset + tl.minimum(span, at(B, pixels, 0) - start).to(tl.int32)
     sum = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in tl.range(0, tl.cdiv(span, DEPTH), num_stages=STAGES):
-        p = start + k * DEPTH + tl.arange(0, DEPTH)
-        b, pixel = p // pixels, (p % pixels).to(tl.int32)
+        p = offset + k * DEPTH + tl.arange(0, DEPTH)
+        b, pixel = first + p // pixels, p % pixels
         image, q = b[None, :] * groups * O * pixels, pixel[None, :]
         mask = (row < O) & (p < end)[None, :]
         u = read(dy, image + place(group * O + row, q, groups * O, H, W, LAST), mask)
