@@ -124,7 +124,7 @@ def dweight_kernel(
     first, offset = start // pixels, (start % pixels).to(tl.int32)
     end = offset + tl.minimum(span, at(B, pixels, 0) - start).to(tl.int32)
     sum = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in tl.range(0, tl.cdiv(span, DEPTH), num_stages=STAGES):
+    for k in tl.range(0, tl.cdiv(end - offset, DEPTH), num_stages=STAGES):
         p = offset + k * DEPTH + tl.arange(0, DEPTH)
         b, pixel = first + p // pixels, p % pixels
         image, q = b[None, :] * groups * O * pixels, pixel[None, :]
