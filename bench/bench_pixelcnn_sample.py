@@ -11,10 +11,12 @@ pixel at a time, in inference_mode; and naively a forward pass for each pixel. T
 give equal images is checked before all timing. `test_cost` is the cost by size and depth.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from measure import compare, multiplier, reader
+from measure import DEVICE, compare, multiplier, reader
 
 import fastgen
 from fastgen import kernels
@@ -90,10 +92,10 @@ def build(layers=8, channels=64):
     return model.requires_grad_(False)
 
 
-def check_codes(packed, uniforms, codes):
+def check_codes(weights, uniforms, codes):
     """Levels are float64's along them, but where u lies within 1e-5 of a step of its CDF."""
     _, logits = kernels.pixelcnn_sample(
-        packed.weights, uniforms, given=codes, dtype="float64", logits=True
+        weights, uniforms, given=codes, dtype="float64", logits=True
     )
     steps = torch.softmax(logits, 1).cumsum(1) - uniforms[:, None]
     expected = (steps <= 0).sum(1).clamp(max=logits.shape[1] - 1)
@@ -131,8 +133,8 @@ def test_pixelcnn_sample(benchmark, report, n):
     def ours():
         return kernels.pixelcnn_sample(packed, uniforms)
 
-    check_codes(packed, uniforms, ours())
-    check_codes(packed, few, loop.sample(few.float()))
+    check_codes(model.weights(), uniforms, ours())
+    check_codes(model.weights(), few, loop.sample(few.float()))
     look_left, look_up = weights_of(model)
     image = torch.zeros(n, 1, SIDE, SIDE, dtype=torch.int64)
     seconds = compare(
@@ -156,6 +158,28 @@ def test_pixelcnn_sample(benchmark, report, n):
     report(**row)
     benchmark.extra_info.update(row)
     benchmark.pedantic(ours, rounds=5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("DEVICE == 'cpu' and not config.getoption('small')", reason="needs a GPU")
+@pytest.mark.parametrize("n", [1, 16, 132 * 16])
+def test_pixelcnn_sample_on_a_gpu(report, small, n):
+    n, side = (min(n, 2), 3) if small else (n, SIDE)
+    host = build(2, 8) if small else build()
+    model = copy.deepcopy(host).to(DEVICE)
+    packed = kernels.pack_pixels(model.weights())
+    uniforms = kernels.uniforms(1, n, side * side).view(n, 1, side, side)
+    there, image = uniforms.to(DEVICE), torch.zeros(n, 1, side, side, dtype=torch.int64)
+    image = image.to(DEVICE)
+    check_codes(host.weights(), uniforms[:2], kernels.pixelcnn_sample(packed, there)[:2].cpu())
+    runs = {
+        "ours": lambda: kernels.pixelcnn_sample(packed, there),
+        "naive": torch.inference_mode()(lambda: model(image)),  # for one pixel
+    }
+    seconds = compare(runs, device=DEVICE)
+    row = {"images": n, "seconds": f"{seconds['ours']:.4f}"}
+    row["images/s"] = f"{n / seconds['ours']:,.0f}"
+    report(**row, **{"x naive": f"{seconds['naive'] * side**2 / seconds['ours']:,.0f}"})
 
 
 @pytest.mark.parametrize(

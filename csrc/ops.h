@@ -5,6 +5,13 @@
 // Samples of a tile of wavenet_layer: whole vectors of every set, three at a time.
 constexpr int64_t WAVENET_LAYER_TILE = 96;
 
+// About how many pixels a tile of pixelcnn_layer has, and how many rows that makes.
+constexpr int64_t PIXELCNN_LAYER_COLUMNS = 128;
+constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
+  const int64_t rows = PIXELCNN_LAYER_COLUMNS / ((W + 15) / 16 * 16);
+  return rows < 1 ? 1 : rows < H ? rows : H;
+}
+
 // The sets that this machine's compiler can make, the plainest first.
 #if defined(__x86_64__)
 #define FASTGEN_EACH_ISA(X) X(scalar) X(avx2) X(avx512) X(avx512_bf16)
@@ -101,6 +108,44 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
       void* logits,              /* (n, C, H, W, A) real, out; or null */                          \
       int64_t* failed,           /* (n,): where the logits are not finite, else -1, out */         \
       int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t A, int64_t threads);          \
+  /* One layer of a gated PixelCNN, for training: kernels/pixelcnn_layer.py has the math. */       \
+  void pixelcnn_layer(int64_t dtype,        /* of every pointer here: 0 float32, 1 float64 */      \
+                      const void* v,        /* (B, V, H, W) */                                     \
+                      const void* h,        /* (B, C, H, W) */                                     \
+                      const void* v_weight, /* (2P, V, rows, k), the rows that are live */         \
+                      const void* v_bias,   /* (2P,) */                                            \
+                      const void* h_weight, /* (2P, C, cols), the columns that are live */         \
+                      const void* h_bias,   /* (2P,) */                                            \
+                      const void* link,     /* (2P, 2P) */                                         \
+                      const void* res,      /* (O, P) */                                           \
+                      const void* res_bias, /* (O,) */                                             \
+                      const void* cond_v,   /* (B, 2P), or null */                                 \
+                      const void* cond_h,   /* (B, 2P), or null */                                 \
+                      void* v_out,          /* (B, P, H, W) */                                     \
+                      void* h_out,          /* (B, O, H, W) */                                     \
+                      void* saved, /* (tiles, 4P, columns): a_v, tanh and sigmoid; or null */      \
+                      int64_t B, int64_t V, int64_t C, int64_t P, int64_t O, int64_t H, int64_t W, \
+                      int64_t k, int64_t rows, int64_t cols, int64_t residual, int64_t threads);   \
+  /* The gradients of pixelcnn_layer. */                                                           \
+  void pixelcnn_layer_backward(int64_t dtype, /* of every pointer here: 0 float32, 1 float64 */    \
+                               const void* dv_out,   /* (B, P, H, W), or null */                   \
+                               const void* dh_out,   /* (B, O, H, W), or null */                   \
+                               const void* saved,    /* (tiles, 4P, columns) */                    \
+                               const void* v,        /* (B, V, H, W) */                            \
+                               const void* h,        /* (B, C, H, W) */                            \
+                               const void* v_weight, /* (2P, V, rows, k) */                        \
+                               const void* h_weight, /* (2P, C, cols) */                           \
+                               const void* link,     /* (2P, 2P) */                                \
+                               const void* res,      /* (O, P) */                                  \
+                               void* da,             /* as saved, workspace */                     \
+                               void* dv,             /* or null */                                 \
+                               void* dh,             /* or null */                                 \
+                               void* dv_weight,      /* of weights, all null where dlink is */     \
+                               void* dh_weight, void* dlink, void* dres, void* dres_bias,          \
+                               void* dconds, /* (B, 4P): of cond_v, of cond_h */                   \
+                               int64_t B, int64_t V, int64_t C, int64_t P, int64_t O, int64_t H,   \
+                               int64_t W, int64_t k, int64_t rows, int64_t cols, int64_t residual, \
+                               int64_t threads);                                                   \
   }
 FASTGEN_EACH_ISA(FASTGEN_DECLARE)
 

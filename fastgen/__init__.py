@@ -8,10 +8,20 @@ if find_spec("fastgen.kernels") is None:
         "leave this folder, or pip install -e ."
     )
 
-from . import kernels
+from . import kernels, nn
+from .nn import convert, restore
 from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from .tractable.pixelcnnpp import PixelCNNpp
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
-__all__ = ["GatedPixelCNN", "PixelCNN", "PixelCNNpp", "WaveNet", "kernels"]
+__all__ = [
+    "GatedPixelCNN",
+    "PixelCNN",
+    "PixelCNNpp",
+    "WaveNet",
+    "convert",
+    "kernels",
+    "nn",
+    "restore",
+]

@@ -111,8 +111,14 @@ def cuda():
 
 def implementations():
     """For each kernel, what runs it here."""
-    cpu = "CPU: C++" if _op.native else "CPU: reference"
-    return [(name, cpu, f"GPU: {on_gpu(name)}") for name in SELF_TESTS]
+    return [(name, f"CPU: {on_cpu(name)}", f"GPU: {on_gpu(name)}") for name in SELF_TESTS]
+
+
+def on_cpu(name):
+    """What runs a kernel on the CPU."""
+    if name == "masked_conv2d":
+        return "torch, on the live taps"
+    return "C++" if _op.native else "reference"
 
 
 def on_gpu(name):
@@ -231,7 +237,7 @@ def image_error(sampler, kind, dtype, device):
     return relative(got, want)
 
 
-def pixelcnn_error(dtype, device):
+def images_error(dtype, device):
     return image_error(kernels.pixelcnn_sample, GatedPixelCNN, dtype, device)
 
 
@@ -246,13 +252,48 @@ def layer_error(dtype, device):
     B, R, S, H, T = 2, 24, 40, 20, 200
     shapes = ((B, R, T), (B, S, T), (2 * H, R, 2), (2 * H,), (R, H), (R,), (S, H), (S,))
     inputs = [torch.randn(shape, dtype=torch.float64) for shape in (*shapes, (B, 2 * H, 26))]
+    return gradients_error(
+        lambda *v: kernels.wavenet_layer_ref(*v, hop=8, dilation=4),
+        lambda *v: kernels.wavenet_layer(*v, hop=8, dilation=4),
+        inputs,
+        {"dtype": getattr(torch, dtype), "device": device},
+    )
+
+
+def pixelcnn_error(dtype, device):
+    """How far the values and gradients of `kernels.pixelcnn_layer` are off, of the largest."""
+    torch.manual_seed(0)
+    B, C, P, H, W = 2, 12, 18, 11, 19
+    shapes = ((B, C, H, W), (B, C, H, W), (2 * P, C, 3, 5), (2 * P,), (2 * P, C, 1, 3), (2 * P,))
+    shapes += ((2 * P, 2 * P), (C, P), (C,), (B, 2 * P), (B, 2 * P))
+    inputs = [torch.randn(s, dtype=torch.float64) / math.prod(s[1:]) ** 0.5 for s in shapes]
+    return gradients_error(
+        lambda *v: kernels.pixelcnn_layer_ref(*v, mask="B", colors=3),
+        lambda *v: kernels.pixelcnn_layer(*v, mask="B", colors=3),
+        inputs,
+        {"dtype": getattr(torch, dtype), "device": device},
+    )
+
+
+def conv_error(dtype, device):
+    """How far the values and gradients of `kernels.masked_conv2d` are off, of the largest."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(s, dtype=torch.float64) for s in ((2, 9, 11, 19), (18, 9, 5, 3), (18,))]
+    return gradients_error(
+        lambda *v: kernels.masked_conv2d_ref(*v, mask="A", colors=3),
+        lambda *v: kernels.masked_conv2d(*v, mask="A", colors=3),
+        inputs,
+        {"dtype": getattr(torch, dtype), "device": device},
+    )
+
+
+def gradients_error(ref, fn, inputs, place):
+    """How far values and gradients of `fn` are off those of `ref` in float64, of the largest."""
     values = []
-    for layer, place in (
-        (kernels.wavenet_layer_ref, {"dtype": torch.float64}),
-        (kernels.wavenet_layer, {"dtype": getattr(torch, dtype), "device": device}),
-    ):
-        leaves = [x.to(**place).detach().requires_grad_() for x in inputs]
-        outputs = layer(*leaves, hop=8, dilation=4)
+    for f, where in ((ref, {"dtype": torch.float64}), (fn, place)):
+        leaves = [x.to(**where).detach().requires_grad_() for x in inputs]
+        outputs = f(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = sum(y.square().sum() for y in outputs)
         values.append([*outputs, *torch.autograd.grad(loss, leaves)])
     errors = [relative(got, want) for want, got in zip(*values, strict=True)]
@@ -266,6 +307,8 @@ def relative(got, want):
 SELF_TESTS = {  # kernel: its error, in which dtypes
     "wavenet_sample": (sample_error, ("float64", "float32", "bfloat16", "int8")),
     "wavenet_layer": (layer_error, ("float64", "float32")),
-    "pixelcnn_sample": (pixelcnn_error, ("float64", "float32")),
+    "pixelcnn_sample": (images_error, ("float64", "float32")),
     "masked_stack_sample": (stack_error, ("float64", "float32")),
+    "masked_conv2d": (conv_error, ("float64", "float32")),
+    "pixelcnn_layer": (pixelcnn_error, ("float64", "float32")),
 }

@@ -2,6 +2,7 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .masked_conv2d import masked_conv2d, masked_conv2d_ref
 from .masked_stack_sample import (
     MaskedLayer,
     PackedStack,
@@ -40,6 +41,8 @@ __all__ = [
     "Weights",
     "draw",
     "initial_state",
+    "masked_conv2d",
+    "masked_conv2d_ref",
     "masked_stack_sample",
     "masked_stack_sample_ref",
     "pack",

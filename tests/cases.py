@@ -78,6 +78,95 @@ T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
 NAN = float("nan")
 
 
+def masked_conv2d(
+    B=2, C=4, O=6, H=5, W=7, k=(3, 3), bias=True, last=False, dtype=torch.float32, **options
+):
+    """x, weight and bias, and the options, of `masked_conv2d`; `last`: x is channels_last."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (B, C, H, W), (O, C // options.get("groups", 1), *k), (O,)
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+    if last:
+        inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+    return *inputs[:2], inputs[2] if bias else None, {"mask": "B", **options}
+
+
+MASKED_CONV2D = {
+    "plain": {},
+    "first layer": {"mask": "A", "C": 1, "k": (7, 7)},
+    "ones": {"B": 1, "C": 1, "O": 1, "H": 1, "W": 1, "k": (1, 1)},
+    "no live tap": {"mask": "A", "k": (1, 1)},
+    "no row above": {"mask": "vertical A", "k": (1, 5)},
+    "empty batch": {"B": 0},
+    "no bias": {"bias": False, "mask": "A"},
+    "larger than the image": {"mask": "A", "k": (9, 11), "H": 2, "W": 3},
+    "dilated beyond the image": {"mask": "vertical A", "k": (5, 3), "dilation": (7, 9)},
+    "wide": {"k": (3, 7), "W": 33},
+    "tall": {"mask": "A", "k": (7, 3), "H": 33},
+    "a row": {"k": (1, 5)},
+    "a column": {"mask": "A", "k": (5, 1)},
+    "dilated": {"dilation": 2, "k": (5, 5), "H": 13},
+    "groups": {"groups": 2, "k": (5, 3)},
+    "a group a channel": {"mask": "A", "groups": 4, "O": 8},
+    "colors": {"mask": "A", "colors": 3, "C": 3, "O": 9, "k": (5, 5)},
+    "colors at once": {"colors": 3, "C": 6, "O": 9, "k": (1, 1)},
+    "colors before": {"mask": "A", "colors": 3, "C": 6, "O": 9, "k": (1, 1)},
+    "colors and groups": {"colors": 3, "C": 12, "O": 6, "groups": 2},
+    "colors across groups": {"mask": "A", "colors": 2, "C": 12, "O": 12, "groups": 3},
+    "vertical": {"mask": "vertical B", "k": (5, 3)},
+    "vertical, first layer": {"mask": "vertical A", "k": (5, 5), "H": 9},
+    "channels last": {"last": True, "H": 17, "W": 18, "k": (5, 5)},
+    "prime sizes": {"B": 3, "C": 13, "O": 19, "H": 11, "W": 23, "mask": "A", "dilation": (2, 1)},
+}
+
+
+def pixelcnn_layer(
+    B=2, C=4, P=6, H=5, W=7, k=3, V=None, O=None, cond=False, dtype=torch.float32, **options
+):
+    """The tensors, and the options, of `pixelcnn_layer`; V and O are C where not given."""
+    generator, r = torch.Generator().manual_seed(0), k // 2
+    V, O = V or C, O or C
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    inputs = [
+        normal(B, V, H, W),
+        normal(B, C, H, W),
+        normal(2 * P, V, r + 1, k, scale=(V * k * (r + 1)) ** -0.5),
+        normal(2 * P),
+        normal(2 * P, C, 1, r + 1, scale=(C * (r + 1)) ** -0.5),
+        normal(2 * P),
+        normal(2 * P, 2 * P, scale=(2 * P) ** -0.5),
+        normal(O, P, scale=P**-0.5),
+        normal(O),
+        normal(B, 2 * P) if cond else None,
+        normal(B, 2 * P) if cond else None,
+    ]
+    return *inputs, {"mask": "B", **options}
+
+
+FIRST = {"mask": "A", "residual": False}
+PIXELCNN_LAYER = {
+    "plain": {},
+    "first": {**FIRST, "C": 1, "O": 6, "k": 7},
+    "ones": {"B": 1, "C": 1, "P": 1, "H": 1, "W": 1, "k": 1},
+    "nothing is seen": {**FIRST, "k": 1},
+    "empty batch": {"B": 0, "cond": True},
+    "no pixels": {"H": 0},
+    "condition": {"cond": True, "k": 5},
+    "colors": {"C": 6, "P": 9, "colors": 3, "k": 5},
+    "first of colors": {**FIRST, "C": 3, "P": 9, "O": 6, "colors": 3, "cond": True},
+    "no residual": {"residual": False, "O": 9, "V": 3},
+    "a column": {"W": 1, "H": 9},
+    "a row": {"H": 1, "W": 37, "k": 5},
+    "a tile": {"H": 8, "W": 16, "C": 8, "P": 8},
+    "a tile and a row": {"H": 9, "W": 16, "C": 3, "P": 3},
+    "tiles": {"B": 3, "H": 11, "W": 33, "C": 8, "P": 16, "k": 5},
+    "wider than a tile": {"B": 1, "H": 3, "W": 131, "k": 7, "C": 2, "P": 3},
+    "prime sizes": {"B": 3, "C": 13, "P": 19, "V": 17, "H": 13, "W": 19, "cond": True},
+}
+
+
 def wavenet_layer(
     B=2, R=5, S=7, H=3, K=2, T=11, F=0, hop=1, dilation=1, res=True, dtype=torch.float32
 ):

@@ -3,6 +3,7 @@
 What is checked of every kernel is in test_gpu.py.
 """
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -415,6 +416,62 @@ def tensors_off_their_alignment():
     assert inputs[0].data_ptr() % 16
     for a, b in zip(layer(*inputs), want, strict=True):
         close(a, b.double(), torch.float32, "off alignment")
+
+
+def conv(*inputs, **options):
+    """`masked_conv2d` on `DEVICE`, of and to tensors on the CPU."""
+    inputs = [None if v is None else v.to(DEVICE) for v in inputs]
+    return kernels.masked_conv2d(*inputs, **options).cpu()
+
+
+def hold_conv(name, **sizes):
+    *inputs, options = cases.masked_conv2d(**sizes)
+    ref = functools.partial(kernels.masked_conv2d_ref, **options)
+    compare(functools.partial(conv, **options), ref, inputs, name)
+
+
+@check
+def masked_convolutions():
+    module, launched = importlib.import_module("fastgen.kernels._masked_conv2d_triton"), set()
+    launch = module.launch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "launch", lambda k, *a: launched.add(k) or launch(k, *a))
+        for name in ("ones", "first layer", "larger than the image", "dilated", "channels last"):
+            hold_conv(name, **cases.MASKED_CONV2D[name])
+        for name in ("colors and groups", "vertical, first layer", "no bias", "a column"):
+            hold_conv(name, **cases.MASKED_CONV2D[name])
+    assert launched == {module.conv_kernel, module.dweight_kernel}
+    hold_conv("tiles", B=1, C=5, O=70, H=9, W=11, mask="A")
+
+
+@check
+def masked_convolutions_in_half_precision():
+    for dtype in (torch.bfloat16, torch.float16):
+        for last in (False, True):
+            hold_conv(str(dtype), C=9, O=17, last=last, dtype=dtype)
+
+
+@check
+def masked_weights_of_more_than_a_span():
+    module = importlib.import_module("fastgen.kernels._masked_conv2d_triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SPAN", 40)
+        hold_conv("spans", B=3, H=7, W=9, k=(3, 5))
+
+
+@check
+def masked_convolutions_twice_differentiated():
+    x, weight, bias, options = cases.masked_conv2d(last=True)
+    for fn in (conv, kernels.masked_conv2d_ref):
+        leaves = [v.detach().requires_grad_() for v in (x, weight, bias)]
+        (dx,) = torch.autograd.grad(
+            fn(*leaves, **options).square().sum(), leaves[0], create_graph=True
+        )
+        grads = torch.autograd.grad(dx.square().sum(), leaves[:2])
+        if fn is conv:
+            got = grads
+    for a, b in zip(got, grads, strict=True):
+        close(a, b.double(), torch.float32, "gradients of gradients")
 
 
 @pytest.fixture(scope="module")

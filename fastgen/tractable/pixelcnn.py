@@ -1,32 +1,11 @@
 """PixelCNN and gated PixelCNN, autoregressive models of images (van den Oord et al. 2016)."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .. import kernels
-from ..kernels.pixelcnn_layer import later
+from ..nn import MaskedConv2d
 from .raster import Raster
-
-
-class MaskedConv(nn.Conv2d):
-    """A convolution of odd size k over earlier pixels and the pixel's earlier colors.
-
-    With mask "B" its own color too.
-    """
-
-    def __init__(self, inputs, outputs, k, mask, colors):
-        super().__init__(inputs, outputs, k)
-        self.k, self.mask, self.colors = k, mask, colors
-
-    def forward(self, x):
-        """(B, inputs, H, W) -> (B, outputs, H, W)"""
-        r = self.k // 2
-        shut = later(*self.weight.shape[:2], self.colors, self.mask == "B", x.device)
-        weight = self.weight[:, :, : r + 1].clone()
-        weight[:, :, r, r + 1 :] = 0
-        weight[:, :, r, r] = weight[:, :, r, r].masked_fill(shut, 0)
-        return F.conv2d(F.pad(x, (r, r, r, 0)), weight, self.bias)
 
 
 class GatedLayer(nn.Module):
@@ -102,8 +81,8 @@ class GatedPixelCNN(Raster):
             else GatedLayer("A", colors, channels, first_kernel, *conditions)
             for i in range(layers)
         )
-        self.hidden = MaskedConv(channels, head_channels, 1, "B", colors)
-        self.out = MaskedConv(head_channels, colors * levels, 1, "B", colors)
+        self.hidden = MaskedConv2d(channels, head_channels, 1, mask="B", colors=colors)
+        self.out = MaskedConv2d(head_channels, colors * levels, 1, mask="B", colors=colors)
 
     @property
     def rows_above(self):
@@ -184,20 +163,20 @@ class PixelCNN(Raster):
         if channels % (2 * colors):
             want = f"a multiple of {2 * colors}"
             raise ValueError(f"PixelCNN: channels: expected {want}, got {channels}")
-        self.first = MaskedConv(colors, channels, first_kernel, "A", colors)
+        self.first = MaskedConv2d(colors, channels, first_kernel, mask="A", colors=colors)
         half = channels // 2
         self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    "down": MaskedConv(channels, half, 1, "B", colors),
-                    "conv": MaskedConv(half, half, kernel, "B", colors),
-                    "up": MaskedConv(half, channels, 1, "B", colors),
+                    "down": MaskedConv2d(channels, half, 1, mask="B", colors=colors),
+                    "conv": MaskedConv2d(half, half, kernel, mask="B", colors=colors),
+                    "up": MaskedConv2d(half, channels, 1, mask="B", colors=colors),
                 }
             )
             for _ in range(layers)
         )
-        self.hidden = MaskedConv(channels, head_channels, 1, "B", colors)
-        self.out = MaskedConv(head_channels, colors * levels, 1, "B", colors)
+        self.hidden = MaskedConv2d(channels, head_channels, 1, mask="B", colors=colors)
+        self.out = MaskedConv2d(head_channels, colors * levels, 1, mask="B", colors=colors)
 
     @property
     def rows_above(self):
