@@ -1,0 +1,106 @@
+"""MADE, the masked autoencoder for distribution estimation (Germain et al. 2015)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import kernels
+from .binary import Binary, check_config, check_order
+
+
+class MADE(Binary):
+    """An autoencoder whose masks leave to each pixel's output the pixels before it alone.
+
+        h_l = relu(b_l + (W_l * M_l) h_{l-1}),  h_0 = x
+        log-odds = b + (V * M) h_L + (A * M') x
+
+    Each unit has a degree: a pixel its place 1 ... D in the order, a hidden unit a number from the
+    least of the layer below to D - 1. A mask lets a hidden unit see degrees up to its own, and an
+    output those below its own. A set of masks is an order and degrees; with several `sets`, a
+    batch of training takes one of them, and p is their mixture.
+
+    hidden: sizes of the layers    direct: whether there is A    order: of the pixels, the raster's
+    unless given, or "random" for one of each set's own    seed: of the orders and degrees
+
+    Raises ValueError for sizes that do not fit.
+    Germain, Gregor, Murray and Larochelle 2015, MADE.
+    """
+
+    def __init__(
+        self, shape=(1, 28, 28), hidden=(500,), sets=1, order=None, direct=False, seed=0
+    ):
+        check_config("MADE", shape, sets=sets, **{f"hidden {i}": H for i, H in enumerate(hidden)})
+        super().__init__(shape, None if order == "random" else order, sets)
+        if order != "random":
+            check_order("MADE", order, self.pixels)
+        self.config = {
+            "shape": list(shape),
+            "hidden": list(hidden),
+            "sets": sets,
+            "order": order if order in (None, "random") else list(order),
+            "direct": direct,
+            "seed": seed,
+        }
+        sizes = [self.pixels, *hidden]
+        self.hidden = nn.ModuleList(
+            nn.Linear(C, K) for C, K in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.out = nn.Linear(sizes[-1], self.pixels)
+        self.direct = nn.Linear(self.pixels, self.pixels, bias=False) if direct else None
+        for i, H in enumerate(hidden):
+            self.register_buffer(f"degree{i}", torch.ones(sets, H, dtype=torch.int64))
+        if not self.order.is_meta:  # else they come from a file
+            self.draw_masks(sets, order == "random", seed)
+
+    def draw_masks(self, sets, random, seed):
+        D = self.pixels
+        sizes = self.config["hidden"]
+        u = kernels.uniforms(seed, sets, D + sum(sizes)).split([D, *sizes], dim=1)
+        if random:
+            self.order.copy_(u[0].argsort(1))
+        least = torch.ones(sets, 1)
+        for i in range(len(sizes)):
+            spread = (max(1, D - 1) - least + 1) * u[i + 1]
+            degree = self.degrees(i).copy_((least + spread).long())
+            least = degree.amin(1, keepdim=True)
+
+    def degrees(self, i):
+        """Of the hidden layer i, (S, H)."""
+        return getattr(self, f"degree{i}")
+
+    def weights(self, s):
+        """Weights and biases, masked, in the order s: of the hidden layers, out and direct."""
+        place = torch.arange(1, self.pixels + 1, device=self.order.device)
+        below, layers = place, []
+        for i, layer in enumerate(self.hidden):
+            degree = self.degrees(i)[s]
+            weight = layer.weight if i else layer.weight[:, self.order[s]]
+            layers.append((weight * (degree[:, None] >= below), layer.bias))
+            below = degree
+        order = self.order[s]
+        out = self.out.weight[order] * (place[:, None] > below)
+        direct = self.direct and self.direct.weight[order][:, order].tril(-1)
+        return layers, (out, self.out.bias[order]), direct
+
+    def logits(self, x, s=0):
+        layers, out, direct = self.weights(s)
+        h = x
+        for layer in layers:
+            h = torch.relu(F.linear(h, *layer))
+        logits = F.linear(h, *out)
+        return logits if direct is None else logits + F.linear(x, direct)
+
+    def steps(self, n, s=0):
+        """Each hidden unit once, as soon as the pixels that it sees are known: one pass in all."""
+        layers, (out, bias), direct = self.weights(s)
+        h = [out.new_zeros(n, weight.shape[1]) for weight, _ in layers]
+        h.append(out.new_zeros(n, out.shape[1]))
+        degrees = [self.degrees(i)[s] for i in range(len(layers))]
+        for i in range(self.pixels):
+            for l, (weight, b) in enumerate(layers if i else ()):
+                units = (degrees[l] == i).nonzero()[:, 0]
+                h[l + 1][:, units] = torch.relu(F.linear(h[l], weight[units], b[units]))
+            logit = h[-1] @ out[i] + bias[i]
+            if direct is not None:
+                logit = logit + h[0] @ direct[i]
+            h[0][:, i] = yield logit
