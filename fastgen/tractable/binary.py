@@ -1,5 +1,6 @@
 """What autoregressive models of binary images share: an order, exact densities and sampling."""
 
+import copy
 import math
 
 import torch
@@ -36,10 +37,11 @@ class Binary(nn.Module):
         self.register_buffer("order", order.repeat(sets, 1))  # (S, D)
 
     def players(self):
-        """Maximum likelihood: one player, who minimises nats an image, of an order at a time."""
+        """Maximum likelihood: one player, who minimises nats a pixel, of an order at a time."""
 
         def loss(x):
-            return -self.log_prob_of(x, int(torch.randint(len(self.order), ()))).mean()
+            s = int(torch.randint(len(self.order), ()))
+            return -self.log_prob_of(x, s).mean() / self.pixels
 
         return [Player(type(self).__name__.lower(), self, loss)]
 
@@ -73,62 +75,80 @@ class Binary(nn.Module):
         log_p = torch.stack([self.log_prob_of(x, s) for s in sets])  # (S, B)
         return log_p.logsumexp(0) - math.log(len(sets))
 
+    def bits_per_dim(self, x):
+        """-log2 p(x) for each pixel of an image, (B,)."""
+        return self.log_prob(x) / (-math.log(2) * self.pixels)
+
     @torch.no_grad()
     @without_autocast
     def sample(
-        self, n, *, seed=None, uniforms=None, prefix=None, temperature=1.0, method="cached"
+        self,
+        n,
+        *,
+        seed=None,
+        uniforms=None,
+        temperature=1.0,
+        prefix=None,
+        method="cached",
+        dtype="float32",
     ):
         """Draw n images; the same uniforms give the same images by either method.
 
-        `uniforms` (n, D) in [0, 1), for each pixel in its turn, else drawn from `seed`; a mixture
-        takes (n, D + 1), of which the last chooses the order. `prefix` (n, P) int64 are the first P
-        pixels of the order, which a mixture must agree on. temperature 0 takes the likelier value.
+        `uniforms` (n, *shape) in [0, 1), else drawn from `seed`; a mixture chooses its order by the
+        first pixel's, and what is left of that number draws the pixel. temperature 0 takes the
+        likelier value. `prefix` (n, C, P <= H, W), or (n, P <= D), int64 holds the upper rows, -1
+        for each pixel that is to be drawn: so it gives any set of pixels. What is drawn is
+        distributed as p says, given what comes before it in the order.
         method "cached" computes what a pixel adds, "naive" a forward pass for each; they agree up
-        to rounding.
+        to rounding. dtype float32 or float64.
         returns: (n, *shape) int64
         Raises ValueError for shapes that do not fit and values out of range, TypeError for dtypes.
         """
-        S, D = self.order.shape
+        check_options(n, temperature, method, dtype)
         if uniforms is None:
-            check_size(n)
             seed = int(torch.randint(1 << 62, ())) if seed is None else seed
-            uniforms = kernels.uniforms(seed, n, D + (S > 1))
-        if prefix is None:
-            prefix = torch.zeros(n, 0, dtype=torch.int64)
-        check_sampling(self, n, uniforms, prefix, temperature, method)
-        uniforms, prefix = uniforms.to(self.order.device), prefix.to(self.order.device)
-        x = prefix.new_zeros(n, D)
-        x[:, : prefix.shape[1]] = prefix
-        chosen = self.choose(x, prefix.shape[1], uniforms[:, -1])
+            uniforms = kernels.uniforms(seed, n, self.pixels).view(n, *self.shape)
+        check_uniforms(self, n, uniforms)
+        x = given(self, n, prefix).to(self.order.device)  # (n, D), -1 where not given
+        u = uniforms.flatten(1).to(x.device, torch.float64)
+        model = copy.deepcopy(self).to(getattr(torch, dtype))
+        chosen, u = model.choose(x, u)
         for s in chosen.unique().tolist():
-            rows = (chosen == s).nonzero()[:, 0]
-            steps = self.steps(len(rows), s) if method == "cached" else self.naive(len(rows), s)
-            own = draw(steps, uniforms[rows], x[rows], prefix.shape[1], temperature)
-            x[rows] = own[:, self.order[s].argsort()]
+            rows, order = (chosen == s).nonzero()[:, 0], self.order[s]
+            steps = (model.steps if method == "cached" else model.naive)(len(rows), s)
+            drawn = draw(steps, u[rows][:, order], x[rows][:, order], temperature)
+            x[rows] = drawn[:, order.argsort()]
         return x.view(n, *self.shape)
 
-    def choose(self, x, P, u):
-        """Orders (n,), drawn from what the first P pixels of x (n, D) leave likely."""
-        S = len(self.order)
-        if (self.order[:, :P] != self.order[0, :P]).any():
-            raise ValueError("sample: prefix: expected None of a mixture of several orders")
-        log_p = torch.zeros(len(x), S, dtype=self.dtype, device=x.device)
-        if S > 1 and P:
-            given = x.to(self.dtype)
-            signs = 2 * given[:, :P] - 1
-            for s in range(S):
-                log_p[:, s] = F.logsigmoid(self.logits(given, s)[:, :P] * signs).sum(1)
-        return kernels.draw(log_p, u, 1.0, S)
+    def choose(self, x, u):
+        """Orders (n,), as likely as what is given leaves them, and the uniforms that are left.
+
+        x: (n, D), -1 where not given    u: (n, D)
+        """
+        S, log_p = len(self.order), []
+        if S == 1 or not len(x):
+            return torch.zeros(len(x), dtype=torch.int64, device=x.device), u
+        for s, order in enumerate(self.order):
+            known = x[:, order]
+            first = (known >= 0).cumprod(1)  # 1 for the pixels that an order begins with
+            value = known.clamp(min=0)
+            logits = self.logits(value.to(self.dtype), s) if first.any() else first.to(self.dtype)
+            log_p.append((F.logsigmoid(logits * (2 * value - 1)) * first).double().sum(1))
+        p = torch.stack(log_p, dim=1).softmax(1)  # (n, S)
+        cdf, v = p.cumsum(1), u[:, :1]
+        s = (cdf <= v).sum(1, keepdim=True).clamp(max=S - 1)
+        left = (v - cdf.gather(1, s)) / p.gather(1, s) + 1
+        return s[:, 0], torch.cat([left.clamp(0, 1 - 2**-53), u[:, 1:]], dim=1)
 
     def naive(self, n, s):
         """`steps` by a forward pass for each pixel: what the cached ones must agree with."""
-        x = self.order.new_zeros(n, self.pixels).to(self.dtype)
+        x = torch.zeros(n, self.pixels, dtype=self.dtype, device=self.order.device)
         for i in range(self.pixels):
             x[:, i] = yield self.logits(x, s)[:, i]
 
 
-def draw(steps, uniforms, x, P, temperature):
-    """Values (n, D) in the order, of which x holds the first P; see `Binary` for `steps`."""
+def draw(steps, uniforms, x, temperature):
+    """Values (n, D) in the order, those of x where they are not -1; see `Binary` for `steps`."""
     values, value = [], None
     for i in range(x.shape[1]):
         logit = steps.send(value)
@@ -136,9 +156,31 @@ def draw(steps, uniforms, x, P, temperature):
         if len(bad):
             raise ValueError(f"sample: the logit of image {int(bad[0])} at {i} is not finite")
         logits = torch.stack([torch.zeros_like(logit), logit], dim=1)
-        value = x[:, i] if i < P else kernels.draw(logits, uniforms[:, i], temperature, 2)
+        drawn = kernels.draw(logits, uniforms[:, i], temperature, 2)
+        value = torch.where(x[:, i] < 0, drawn, x[:, i])
         values.append(value)
     return torch.stack(values, dim=1)
+
+
+def given(model, n, prefix):
+    """Pixels (n, D) of a prefix, -1 where it gives none.
+
+    Raises ValueError for another shape and values out of range, TypeError for another dtype.
+    """
+    shape, rows = (n, *model.shape), 1 if len(model.shape) == 1 else 2  # the dimension cut short
+    if prefix is None:
+        return torch.full((n, model.pixels), -1)
+    most = [*shape[:rows], f"at most {shape[rows]}", *shape[rows + 1 :]]
+    fits = prefix.dim() == len(shape) and prefix.shape[rows] <= shape[rows]
+    if not fits or any(prefix.shape[i] != shape[i] for i in range(len(shape)) if i != rows):
+        want, got = ", ".join(map(str, most)), tuple(prefix.shape)
+        raise ValueError(f"sample: prefix: expected ({want}), got {got}")
+    if prefix.dtype != torch.int64:
+        raise TypeError(f"sample: prefix: expected int64, got {prefix.dtype}")
+    if prefix.numel() and not -1 <= int(prefix.min()) <= int(prefix.max()) < 2:
+        raise ValueError("sample: prefix: expected 0, 1, or -1 for what is to be drawn")
+    missing = (0, 0) * (len(shape) - rows - 1) + (0, shape[rows] - prefix.shape[rows])
+    return F.pad(prefix, missing, value=-1).flatten(1)
 
 
 def check_config(name, shape, **sizes):
@@ -162,46 +204,35 @@ def check_order(name, order, D):
         raise ValueError(f"{name}: order: expected a permutation of 0 ... {D - 1}")
 
 
-def check_size(n):
-    """Raise ValueError for a number below zero."""
-    if n < 0:
-        raise ValueError(f"sample: n: expected >= 0, got {n}")
-
-
-def check_values(where, x):
-    """Raise for what is not int64 and zeros and ones."""
-    if x.dtype != torch.int64:
-        raise TypeError(f"{where}: expected int64, got {x.dtype}")
-    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < 2:
-        raise ValueError(f"{where}: expected values 0 and 1, got {int(x.min())} to {int(x.max())}")
-
-
 def check_input(model, x):
     """Raise ValueError or TypeError for what `forward` cannot take."""
     name, shape = type(model).__name__, model.shape
     if tuple(x.shape[1:]) != shape or not x.dim():
         want = ", ".join(map(str, shape))
         raise ValueError(f"{name}: x: expected (B, {want}), got {tuple(x.shape)}")
-    check_values(f"{name}: x", x)
+    if x.dtype != torch.int64:
+        raise TypeError(f"{name}: x: expected int64, got {x.dtype}")
+    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < 2:
+        got = f"{int(x.min())} to {int(x.max())}"
+        raise ValueError(f"{name}: x: expected values 0 and 1, got {got}")
 
 
-def check_sampling(model, n, uniforms, prefix, temperature, method):
-    """Raise ValueError or TypeError for what `sample` cannot take."""
-    S, D = model.order.shape
-    check_size(n)
-    if method not in ("cached", "naive"):
-        raise ValueError(f"sample: method expected 'cached' or 'naive', got {method!r}")
+def check_options(n, temperature, method, dtype):
+    """Raise ValueError for options of `sample` that there are not."""
+    if n < 0:
+        raise ValueError(f"sample: n: expected >= 0, got {n}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"sample: temperature: expected finite and >= 0, got {temperature:g}")
-    draws = D + (S > 1)
-    if uniforms.shape != (n, draws):
-        got = tuple(uniforms.shape)
-        raise ValueError(f"sample: uniforms: expected ({n}, {draws}), got {got}")
-    if not uniforms.is_floating_point():
-        raise TypeError(f"sample: uniforms: expected floating point, got {uniforms.dtype}")
-    if uniforms.numel() and not ((uniforms >= 0) & (uniforms < 1)).all():
+    if method not in ("cached", "naive"):
+        raise ValueError(f"sample: method: expected 'cached' or 'naive', got {method!r}")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"sample: dtype: expected 'float32' or 'float64', got {dtype!r}")
+
+
+def check_uniforms(model, n, uniforms):
+    """Raise ValueError for another shape and values outside [0, 1)."""
+    if uniforms.shape != (n, *model.shape):
+        want, got = (n, *model.shape), tuple(uniforms.shape)
+        raise ValueError(f"sample: uniforms: expected {want}, got {got}")
+    if not ((uniforms >= 0) & (uniforms < 1)).all():
         raise ValueError("sample: uniforms: expected values in [0, 1)")
-    if prefix.dim() != 2 or len(prefix) != n or prefix.shape[1] > D:
-        got = tuple(prefix.shape)
-        raise ValueError(f"sample: prefix: expected ({n}, at most {D}), got {got}")
-    check_values("sample: prefix", prefix)

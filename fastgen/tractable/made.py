@@ -1,5 +1,7 @@
 """MADE, the masked autoencoder for distribution estimation (Germain et al. 2015)."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,9 +28,7 @@ class MADE(Binary):
     Germain, Gregor, Murray and Larochelle 2015, MADE.
     """
 
-    def __init__(
-        self, shape=(1, 28, 28), hidden=(500,), sets=1, order=None, direct=False, seed=0
-    ):
+    def __init__(self, shape=(1, 28, 28), hidden=(500,), sets=1, order=None, direct=False, seed=0):
         check_config("MADE", shape, sets=sets, **{f"hidden {i}": H for i, H in enumerate(hidden)})
         super().__init__(shape, None if order == "random" else order, sets)
         if order != "random":
@@ -42,9 +42,7 @@ class MADE(Binary):
             "seed": seed,
         }
         sizes = [self.pixels, *hidden]
-        self.hidden = nn.ModuleList(
-            nn.Linear(C, K) for C, K in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(C, K) for C, K in pairwise(sizes))
         self.out = nn.Linear(sizes[-1], self.pixels)
         self.direct = nn.Linear(self.pixels, self.pixels, bias=False) if direct else None
         for i, H in enumerate(hidden):

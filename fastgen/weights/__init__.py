@@ -7,9 +7,12 @@ import torch
 
 from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
+from ..tractable.fvbn import FVSBN
+from ..tractable.made import MADE
+from ..tractable.nade import NADE
 from ..tractable.wavenet import WaveNet
 
-MODELS = {"WaveNet": WaveNet}
+MODELS = {kind.__name__: kind for kind in (WaveNet, FVSBN, NADE, MADE)}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
 
