@@ -21,6 +21,19 @@ from .data import Speech, grid, load_audio, write_png, write_wav
 from .data.features import format_of
 from .images import Pictures, pictures_of
 from .metrics.likelihood import network_nats
+from .options import (
+    NAMELESS,
+    Descent,
+    Device,
+    Files,
+    Model,
+    Sampling,
+    check_device,
+    check_output,
+    parameters,
+    prepared,
+    refuse,
+)
 from .sound import Clips, arithmetic, draw, likelihoods, naive_speed, prepare, resynthesis
 from .text import number, progress, speed, table
 from .tractable.wavenet import WaveNet
@@ -35,30 +48,9 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError)  # of what was asked fo
 NAIVE_SECONDS = 2  # for which the naive sampler is timed
 FRAMES = 8  # of conditioning that a stream is given at once
 
-Model = Annotated[
-    Positional[str],
-    arg(metavar="MODEL", help="a shipped model's name, a model's file, or a run's folder"),
-]
-Device = Annotated[str, arg(metavar="DEVICE", help="cpu, or cuda for a GPU")]
-Files = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")]
-NAMELESS = arg(name="")  # --lr, not --descent.lr
 VERIFY = {"wavenet": wavenet.verify} | {
     name: partial(image_checks.verify, name) for name in image_checks.MODELS
 }
-
-
-@dataclass(frozen=True)
-class Sampling:
-    seed: Annotated[
-        int | None,
-        arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
-    ] = None
-    temperature: float = 1.0  # of the softmax; 0 takes the likeliest
-    dtype: Literal["float32", "bfloat16", "int8", "float64"] = "float32"  # of what is multiplied
-    threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")] = (
-        None
-    )
-    device: Device = "cpu"
 
 
 @dataclass(frozen=True)
@@ -71,21 +63,6 @@ class Sizes:
     kernel_size: int = 2
     classes: int = 256  # levels of a sample
     mixtures: int = 0  # logistics of a mixture, in place of a softmax over the levels
-
-
-@dataclass(frozen=True)
-class Descent:
-    steps: int = 100_000
-    batch_size: int = 8
-    lr: float = 1e-3
-    clip: float = 1.0  # bound of the gradient's norm
-    warmup: int = 0  # steps
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 for autocast
-    validate_every: int = 1000  # steps
-    save_every: int = 1000  # steps
-    seed: int = 0
-    tensorboard: bool = False
 
 
 def main(argv=None):
@@ -462,49 +439,6 @@ def samples(seconds, rate):
     if not 1 <= T < 2**30:  # 2 GiB of 16-bit samples; a WAV file holds less than 4
         raise ValueError(f"seconds: expected above 0 and below {2**30 // rate:,}, got {seconds:g}")
     return T
-
-
-def refuse(model, kind, **options):
-    """Raise ValueError for options that are for models of another kind."""
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"{model}: {name}: expected none, which is for models of {kind}")
-
-
-def parameters(net):
-    return f"{number(sum(p.numel() for p in net.parameters()))} parameters"
-
-
-def check_output(path, suffix):
-    """Raise before the work is done what writing a file would raise after it."""
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"{path}: expected a name in {suffix} to write")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: expected the folder {path.parent} to be there")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path}: may not write in the folder {path.parent}")
-
-
-def check_device(name):
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda, got {name}")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name}: torch sees no GPU; fastgen doctor says more")
-
-
-def prepared(sampling):
-    """The options of a stream; a seed is drawn, and torch told of the threads, where need be."""
-    options = asdict(sampling)
-    options.pop("device")
-    if sampling.seed is None:
-        options["seed"] = int.from_bytes(os.urandom(4), "little")  # short enough to be typed again
-    if sampling.threads is not None:
-        if sampling.threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {sampling.threads}")
-        torch.set_num_threads(min(sampling.threads, os.cpu_count() or 1))
-    return options
 
 
 def wrote(name, codes, form, options):

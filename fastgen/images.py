@@ -145,8 +145,9 @@ class Unseen:
             raise ValueError(f"{name}: expected images {form.shape}, got {images.shape}")
         if labelled and images.labels is None:
             raise ValueError(f"{name}: expected images with labels, got none")
-        self.codes = form.encode(images.x[:number])
-        self.labels = images.labels[:number] if labelled else None
+        some = spread(len(images.x), number or len(images.x))
+        self.codes = form.encode(images.x[some])
+        self.labels = images.labels[some] if labelled else None
 
     @torch.no_grad()
     def nats(self, model, show=lambda line: None):
@@ -193,6 +194,12 @@ def labels(net, n, label):
     return torch.full((n,), label) if label is not None else torch.arange(n) % classes
 
 
+def spread(N, n):
+    """At most n of N places, evenly: a set may be sorted by labels."""
+    n = min(n, N)
+    return torch.arange(n) * N // n
+
+
 def bits(nats, shape):
     """Bits a dimension."""
     return nats / (math.prod(shape) * math.log(2))
@@ -236,12 +243,13 @@ def timed_draw(model, n, form, **options):
 
 def completions(model, unseen, form):
     """Pixels of images, their upper halves and completions, or None: see `Validation`."""
-    x = unseen.codes[:GIVEN]
+    some = spread(len(unseen.codes), GIVEN)
+    x, label = unseen.codes[some], unseen.labels
     rows = form.shape[1] // 2
     order = getattr(model, "order", None)  # else the raster's
     if order is not None and (order[:, : rows * form.shape[2]] >= rows * form.shape[2]).any():
         return None
-    label = None if unseen.labels is None else unseen.labels[:GIVEN].repeat_interleave(COMPLETED)
+    label = None if label is None else label[some].repeat_interleave(COMPLETED)
     options = {"label": label, "prefix": x[:, :, :rows].repeat_interleave(COMPLETED, 0), "seed": 0}
     made = form.decode(draw(model, len(x) * COMPLETED, form, **options))
     whole = form.decode(x)

@@ -26,6 +26,7 @@ KEYS = {  # of an npz: images, labels
     "test": (("x_test", "y_test"), ("test_images", "test_labels")),
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+BROKEN = (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)  # an npz
 EVERY = 20  # images of the training set, of which one is held out
 
 
@@ -98,7 +99,8 @@ def has_test(name):
         return _idx_file(folder, "test", "images", 3) is not None
     if path.is_dir():
         return (path / "test").is_dir()
-    return any(images in _npz(path) for images, _ in KEYS["test"])
+    with _npz(path) as arrays:
+        return any(images in arrays for images, _ in KEYS["test"])
 
 
 def _idx_folder(path):
@@ -129,16 +131,14 @@ def _read_folder(folder, part):
 
 
 def _read_npz(path, part):
-    arrays = _npz(path)
-    for images, labels in KEYS[part]:
-        if images in arrays:
-            try:
-                x, y = arrays[images], arrays.get(labels)
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise ImageError(f"Images: {path}: {images}: {error}") from error
-            return x, _checked(y, x, f"{path}: {labels}")
-    known = " or ".join(repr(images) for images, _ in KEYS[part])
-    got = ", ".join(arrays) or "none"
+    with _npz(path) as arrays:
+        for images, labels in KEYS[part]:
+            if images in arrays:
+                x = _array(arrays, images, path)
+                y = _array(arrays, labels, path) if labels in arrays else None
+                return x, _checked(y, x, f"{path}: {labels}")
+        known = " or ".join(repr(images) for images, _ in KEYS[part])
+        got = ", ".join(arrays) or "none"
     raise ImageError(f"Images: {path}: expected the key {known}, got {got}")
 
 
@@ -146,11 +146,21 @@ def _npz(path):
     """The arrays of an npz file by key, each read when it is asked for."""
     try:
         file = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise ImageError(f"Images: {path}: expected an npz file: {error}") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ImageError(f"Images: {path}: expected an npz file, got a single array")
     return file
+
+
+def _array(arrays, key, path):
+    try:
+        array = arrays[key]
+    except (*BROKEN, MemoryError) as error:
+        raise ImageError(f"Images: {path}: {key}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"Images: {path}: {key}: expected an array, got {len(array)} bytes")
+    return array
 
 
 def _read_pictures(root, part):
@@ -216,5 +226,6 @@ def _planes(x, path):
         x = x.transpose(0, 3, 1, 2)
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         got = f"{x.dtype} {x.shape}"
-        raise ImageError(f"Images: {path}: expected uint8 (N, H, W) or with 1 or 3 colours: {got}")
+        want = "uint8 (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
+        raise ImageError(f"Images: {path}: expected {want}, got {got}")
     return x

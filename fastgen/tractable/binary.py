@@ -183,8 +183,8 @@ def given(model, n, prefix):
     return F.pad(prefix, missing, value=-1).flatten(1)
 
 
-def check_config(name, shape, **sizes):
-    """Raise ValueError for a size that the model cannot have."""
+def check_config(name, shape, order, **sizes):
+    """Raise ValueError for a size or order that the model cannot have."""
     for key, got in sizes.items():
         if not isinstance(got, int) or isinstance(got, bool) or got < 1:
             raise ValueError(f"{name}: {key}: expected an int >= 1, got {got!r:.80}")
@@ -193,14 +193,9 @@ def check_config(name, shape, **sizes):
         raise ValueError(f"{name}: shape: expected (C, H, W) or (D,), got {shape!r:.80}")
     if math.prod(shape) > MOST:
         raise ValueError(f"{name}: shape: expected at most {MOST} pixels, got {math.prod(shape)}")
-
-
-def check_order(name, order, D):
-    """Raise ValueError for what is no permutation of D pixels."""
-    if order is None:
-        return
+    D = math.prod(shape)
     fits = isinstance(order, (list, tuple)) and all(isinstance(v, int) for v in order)
-    if not fits or sorted(order) != list(range(D)):
+    if order is not None and (not fits or sorted(order) != list(range(D))):
         raise ValueError(f"{name}: order: expected a permutation of 0 ... {D - 1}")
 
 

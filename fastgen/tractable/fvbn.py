@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .binary import Binary, check_config, check_order
+from .binary import Binary, check_config
 
 
 class FVSBN(Binary):
@@ -19,9 +19,8 @@ class FVSBN(Binary):
     """
 
     def __init__(self, shape=(1, 28, 28), order=None):
-        check_config("FVSBN", shape)
+        check_config("FVSBN", shape, order)
         super().__init__(shape, order)
-        check_order("FVSBN", order, self.pixels)
         D = self.pixels
         self.config = {"shape": list(shape), "order": order and list(order)}
         self.weight = nn.Parameter(torch.zeros(D, D))  # of it, what is below the diagonal

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import kernels
-from .binary import Binary, check_config, check_order
+from .binary import Binary, check_config
 
 
 class MADE(Binary):
@@ -29,15 +29,17 @@ class MADE(Binary):
     """
 
     def __init__(self, shape=(1, 28, 28), hidden=(500,), sets=1, order=None, direct=False, seed=0):
-        check_config("MADE", shape, sets=sets, **{f"hidden {i}": H for i, H in enumerate(hidden)})
-        super().__init__(shape, None if order == "random" else order, sets)
-        if order != "random":
-            check_order("MADE", order, self.pixels)
+        if not isinstance(hidden, (list, tuple)):
+            raise ValueError(f"MADE: hidden: expected sizes of layers, got {hidden!r:.80}")
+        own = None if order == "random" else order
+        sizes = {f"hidden {i}": H for i, H in enumerate(hidden)}
+        check_config("MADE", shape, own, sets=sets, **sizes)
+        super().__init__(shape, own, sets)
         self.config = {
             "shape": list(shape),
             "hidden": list(hidden),
             "sets": sets,
-            "order": order if order in (None, "random") else list(order),
+            "order": own and list(own) if order != "random" else order,
             "direct": direct,
             "seed": seed,
         }

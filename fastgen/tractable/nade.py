@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .binary import Binary, check_config, check_order
+from .binary import Binary, check_config
 
 CHUNK = 32  # pixels; more make larger products, of which a larger part is not wanted
 
@@ -22,9 +22,8 @@ class NADE(Binary):
     """
 
     def __init__(self, shape=(1, 28, 28), hidden=500, order=None):
-        check_config("NADE", shape, hidden=hidden)
+        check_config("NADE", shape, order, hidden=hidden)
         super().__init__(shape, order)
-        check_order("NADE", order, self.pixels)
         self.config = {"shape": list(shape), "hidden": hidden, "order": order and list(order)}
         D, H = self.pixels, hidden
         self.W = nn.Parameter(torch.empty(D, H).uniform_(-(D**-0.5), D**-0.5))
