@@ -11,9 +11,9 @@ BLOCK = 2048  # images made binary at once
 
 
 def quantize(x, levels):
-    """Levels 0 ... levels - 1 of pixels 0 ... 255, int64: floor(x levels / 256)."""
+    """The nearest of the levels 0 ... levels - 1 of pixels 0 ... 255, int64; `pixels` goes back."""
     _check_levels(levels)
-    return x.long() * levels // 256
+    return (2 * x.long() * (levels - 1) + 255) // 510  # round(x (levels - 1) / 255)
 
 
 def binarize(x, seed, start=0):

@@ -31,7 +31,8 @@ class MADE(Binary):
     def __init__(self, shape=(1, 28, 28), hidden=(500,), sets=1, order=None, direct=False, seed=0):
         if not isinstance(hidden, (list, tuple)):
             raise ValueError(f"MADE: hidden: expected sizes of layers, got {hidden!r:.80}")
-        own = None if order == "random" else order
+        random = order == "random"
+        own = None if random else order
         sizes = {f"hidden {i}": H for i, H in enumerate(hidden)}
         check_config("MADE", shape, own, sets=sets, **sizes)
         super().__init__(shape, own, sets)
@@ -39,7 +40,7 @@ class MADE(Binary):
             "shape": list(shape),
             "hidden": list(hidden),
             "sets": sets,
-            "order": own and list(own) if order != "random" else order,
+            "order": "random" if random else own and list(own),
             "direct": direct,
             "seed": seed,
         }
@@ -50,7 +51,7 @@ class MADE(Binary):
         for i, H in enumerate(hidden):
             self.register_buffer(f"degree{i}", torch.ones(sets, H, dtype=torch.int64))
         if not self.order.is_meta:  # else they come from a file
-            self.draw_masks(sets, order == "random", seed)
+            self.draw_masks(sets, random, seed)
 
     def draw_masks(self, sets, random, seed):
         D = self.pixels
