@@ -9,7 +9,10 @@ if find_spec("fastgen.kernels") is None:
     )
 
 from . import kernels
+from .tractable.fvbn import FVSBN
+from .tractable.made import MADE
+from .tractable.nade import NADE
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
-__all__ = ["WaveNet", "kernels"]
+__all__ = ["FVSBN", "MADE", "NADE", "WaveNet", "kernels"]
