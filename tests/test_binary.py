@@ -290,7 +290,7 @@ def test_logits_that_are_not_finite():
     model = FVSBN(SHAPE)
     torch.nn.init.constant_(model.bias, math.nan)
     for method in METHODS:
-        with pytest.raises(ValueError, match="logit of image 0 at 0 is not finite"):
+        with pytest.raises(ValueError, match="logit of image 0 at place 0 is not finite"):
             model.sample(2, seed=0, method=method)
 
 

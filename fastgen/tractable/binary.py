@@ -28,8 +28,6 @@ class Binary(nn.Module):
     shape: of an image, (C, H, W) or (D,)
     """
 
-    levels = 2
-
     def __init__(self, shape, order=None, sets=1):
         super().__init__()
         self.shape, self.pixels = tuple(shape), math.prod(shape)
@@ -148,17 +146,21 @@ class Binary(nn.Module):
 
 
 def draw(steps, uniforms, x, temperature):
-    """Values (n, D) in the order, those of x where they are not -1; see `Binary` for `steps`."""
-    values, value = [], None
-    for i in range(x.shape[1]):
+    """Values (n, D) in the order, those of x where they are not -1; see `Binary` for `steps`.
+
+    By inversion: 1 where the probability of 0 is at most the uniform number.
+    """
+    logits, values, value = [], [], None
+    for u, known in zip(uniforms.unbind(1), x.unbind(1), strict=True):
         logit = steps.send(value)
-        bad = (~logit.isfinite()).nonzero()
-        if len(bad):
-            raise ValueError(f"sample: the logit of image {int(bad[0])} at {i} is not finite")
-        logits = torch.stack([torch.zeros_like(logit), logit], dim=1)
-        drawn = kernels.draw(logits, uniforms[:, i], temperature, 2)
-        value = torch.where(x[:, i] < 0, drawn, x[:, i])
+        one = torch.sigmoid(-logit / temperature) <= u if temperature else logit > 0
+        value = torch.where(known < 0, one, known)
+        logits.append(logit)
         values.append(value)
+    bad = (~torch.stack(logits, dim=1).isfinite()).nonzero()
+    if len(bad):
+        image, i = bad[bad[:, 1].argmin()].tolist()
+        raise ValueError(f"sample: the logit of image {image} at place {i} is not finite")
     return torch.stack(values, dim=1)
 
 

@@ -69,7 +69,7 @@ class MADE(Binary):
         """Of the hidden layer i, (S, H)."""
         return getattr(self, f"degree{i}")
 
-    def weights(self, s):
+    def masked(self, s):
         """Weights and biases, masked, in the order s: of the hidden layers, out and direct."""
         place = torch.arange(1, self.pixels + 1, device=self.order.device)
         below, layers = place, []
@@ -84,7 +84,7 @@ class MADE(Binary):
         return layers, (out, self.out.bias[order]), direct
 
     def logits(self, x, s=0):
-        layers, out, direct = self.weights(s)
+        layers, out, direct = self.masked(s)
         h = x
         for layer in layers:
             h = torch.relu(F.linear(h, *layer))
@@ -93,7 +93,7 @@ class MADE(Binary):
 
     def steps(self, n, s=0):
         """Each hidden unit once, as soon as the pixels that it sees are known: one pass in all."""
-        layers, (out, bias), direct = self.weights(s)
+        layers, (out, bias), direct = self.masked(s)
         h = [out.new_zeros(n, weight.shape[1]) for weight, _ in layers]
         h.append(out.new_zeros(n, out.shape[1]))
         degrees = [self.degrees(i)[s] for i in range(len(layers))]

@@ -5,7 +5,7 @@ from torch import nn
 
 from .binary import Binary, check_config
 
-CHUNK = 32  # pixels; more make larger products, of which a larger part is not wanted
+CHUNK = 24  # pixels; more make larger products, of which a larger part is not wanted
 
 
 class NADE(Binary):
