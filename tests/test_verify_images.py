@@ -62,7 +62,7 @@ def test_wrong_masks_are_found(monkeypatch):
 
     def lax(self, s):
         layers, (_, bias), direct = masked(self, s)
-        return layers, (self.out.weight[self.order[s]], bias), direct
+        return layers, (self.out.weight, bias), direct
 
     monkeypatch.setattr(MADE, "masked", lax)
     assert {SUM, PAST} <= {*failing("made")}

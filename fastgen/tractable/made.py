@@ -70,38 +70,38 @@ class MADE(Binary):
         return getattr(self, f"degree{i}")
 
     def masked(self, s):
-        """Weights and biases, masked, in the order s: of the hidden layers, out and direct."""
-        place = torch.arange(1, self.pixels + 1, device=self.order.device)
+        """Weights and biases under the masks s: of the hidden layers, out and direct."""
+        place = self.order[s].argsort() + 1  # of each pixel
         below, layers = place, []
         for i, layer in enumerate(self.hidden):
             degree = self.degrees(i)[s]
-            weight = layer.weight if i else layer.weight[:, self.order[s]]
-            layers.append((weight * (degree[:, None] >= below), layer.bias))
+            layers.append((layer.weight * (degree[:, None] >= below), layer.bias))
             below = degree
-        order = self.order[s]
-        out = self.out.weight[order] * (place[:, None] > below)
-        direct = self.direct and self.direct.weight[order][:, order].tril(-1)
-        return layers, (out, self.out.bias[order]), direct
+        out = self.out.weight * (place[:, None] > below)
+        direct = self.direct and self.direct.weight * (place[:, None] > place)
+        return layers, (out, self.out.bias), direct
 
     def logits(self, x, s=0):
         layers, out, direct = self.masked(s)
-        h = x
+        h = x = x[:, self.order[s].argsort()]
         for layer in layers:
             h = torch.relu(F.linear(h, *layer))
         logits = F.linear(h, *out)
-        return logits if direct is None else logits + F.linear(x, direct)
+        if direct is not None:
+            logits = logits + F.linear(x, direct)
+        return logits[:, self.order[s]]
 
     def steps(self, n, s=0):
         """Each hidden unit once, as soon as the pixels that it sees are known: one pass in all."""
         layers, (out, bias), direct = self.masked(s)
-        h = [out.new_zeros(n, weight.shape[1]) for weight, _ in layers]
-        h.append(out.new_zeros(n, out.shape[1]))
+        h = [out.new_zeros(n, self.pixels)]
+        h += [out.new_zeros(n, len(b)) for _, b in layers]
         degrees = [self.degrees(i)[s] for i in range(len(layers))]
-        for i in range(self.pixels):
+        for i, pixel in enumerate(self.order[s].tolist()):
             for l, (weight, b) in enumerate(layers if i else ()):
                 units = (degrees[l] == i).nonzero()[:, 0]
                 h[l + 1][:, units] = torch.relu(F.linear(h[l], weight[units], b[units]))
-            logit = h[-1] @ out[i] + bias[i]
+            logit = h[-1] @ out[pixel] + bias[pixel]
             if direct is not None:
-                logit = logit + h[0] @ direct[i]
-            h[0][:, i] = yield logit
+                logit = logit + h[0] @ direct[pixel]
+            h[0][:, pixel] = yield logit
