@@ -72,6 +72,8 @@ def build(path, device):
     if not isinstance(config, dict):
         raise CheckpointError(f"load: {path}: config: expected an object, got {config!r:.80}")
     layers = config.get("layers")
+    if isinstance(config.get("hidden"), list):
+        layers = len(config["hidden"])
     if isinstance(layers, int) and layers > len(tensors):
         raise CheckpointError(
             f"load: {path}: config: {layers} layers expected, got {len(tensors)} tensors"
