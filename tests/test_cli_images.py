@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastgen import checkpoint
-from fastgen.data import Images, binarize
+from fastgen.data import Images, binarize, grid, write_png
 from fastgen.data.levels import SEED
 from fastgen.images import SIZES, independent, naive_speed, pictures_of
 from fastgen.tractable.made import MADE
@@ -122,6 +122,27 @@ def test_samples_and_completions_are_the_models(data, tmp_path):
     assert torch.equal(rows[:, 2:, :3], held[:, None, :3].expand(-1, 4, -1, -1))
     assert set(rows[:, 2:, 3:].unique().tolist()) <= {0, 255}
     assert len(rows[0, 2:].unique(dim=0)) > 1
+
+
+def test_a_pixelcnn_of_labels(data, tmp_path, capsys, fails):
+    pytest.importorskip("fastgen.tractable.pixelcnn")
+    run, out = str(tmp_path / "run"), str(tmp_path / "ones.png")
+    argv = ["train", "pixelcnn", "--data", data, "--out", run, "--layers", "2", "--channels", "6"]
+    argv += ["--head-channels", "5", "--first-kernel", "3", "--levels", "4", "--batch-size", "8"]
+    assert cli.main([*argv, "--labels", "--steps", "2"]) == 0
+    assert cli.main(["eval", run]) == 0
+    net, _, form = cli.load(run, "cpu")
+    test = Images(data, "test")
+    nats = -net.log_prob(form.encode(test.x), test.labels).mean().item()
+    assert f"{nats:.4f} nats" in capsys.readouterr().out
+    assert cli.main(["sample", run, "--label", "1", "--n", "4", "--out", out, "--seed", "3"]) == 0
+    want = net.sample(4, seed=3, label=torch.tensor([1, 1, 1, 1]))
+    write_png(tmp_path / "want.png", grid(form.decode(want)))
+    assert (tmp_path / "ones.png").read_bytes() == (tmp_path / "want.png").read_bytes()
+    capsys.readouterr()
+    err = fails("sample", run, "--out", out, "--label", "2")
+    assert "label: expected one of 0 ... 1, got 2" in err
+    assert "labels: expected a gated PixelCNN" in fails(*argv, "--labels", "--plain")
 
 
 def test_sample_is_a_function_of_the_seed(tmp_path):
