@@ -10,12 +10,18 @@ if find_spec("fastgen.kernels") is None:
 
 from . import kernels, nn
 from .nn import convert, restore
+from .tractable.fvbn import FVSBN
+from .tractable.made import MADE
+from .tractable.nade import NADE
 from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from .tractable.pixelcnnpp import PixelCNNpp
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
 __all__ = [
+    "FVSBN",
+    "MADE",
+    "NADE",
     "GatedPixelCNN",
     "PixelCNN",
     "PixelCNNpp",

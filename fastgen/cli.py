@@ -6,21 +6,38 @@ import shlex
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, arg, subcommand
 
-from . import __version__, doctor, weights
+from . import __version__, doctor, images, weights
 from . import train as training
 from .checkpoint import CheckpointError
-from .data import Speech, load_audio, write_wav
+from .data import Speech, grid, load_audio, write_png, write_wav
 from .data.features import format_of
+from .images import Pictures, pictures_of
 from .metrics.likelihood import network_nats
+from .options import (
+    NAMELESS,
+    Descent,
+    Device,
+    Files,
+    Model,
+    Sampling,
+    check_device,
+    check_output,
+    parameters,
+    prepared,
+    refuse,
+)
 from .sound import Clips, arithmetic, draw, likelihoods, naive_speed, prepare, resynthesis
 from .text import number, progress, speed, table
+from .tractable.wavenet import WaveNet
+from .verify import images as image_checks
 from .verify import wavenet
 
 DESCRIPTION = f"""fastgen {__version__}: fast kernels for generative models, and the models on top.
@@ -31,27 +48,9 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError)  # of what was asked fo
 NAIVE_SECONDS = 2  # for which the naive sampler is timed
 FRAMES = 8  # of conditioning that a stream is given at once
 
-Model = Annotated[
-    Positional[str],
-    arg(metavar="MODEL", help="a shipped model's name, a model's file, or a run's folder"),
-]
-Device = Annotated[str, arg(metavar="DEVICE", help="cpu, or cuda for a GPU")]
-Files = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")]
-NAMELESS = arg(name="")  # --lr, not --descent.lr
-
-
-@dataclass(frozen=True)
-class Sampling:
-    seed: Annotated[
-        int | None,
-        arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
-    ] = None
-    temperature: float = 1.0  # of the softmax; 0 takes the likeliest
-    dtype: Literal["float32", "bfloat16", "int8", "float64"] = "float32"  # of what is multiplied
-    threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")] = (
-        None
-    )
-    device: Device = "cpu"
+VERIFY = {"wavenet": wavenet.verify} | {
+    name: partial(image_checks.verify, name) for name in image_checks.MODELS
+}
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,6 @@ class Sizes:
     kernel_size: int = 2
     classes: int = 256  # levels of a sample
     mixtures: int = 0  # logistics of a mixture, in place of a softmax over the levels
-
-
-@dataclass(frozen=True)
-class Descent:
-    steps: int = 100_000
-    batch_size: int = 8
-    lr: float = 1e-3
-    clip: float = 1.0  # bound of the gradient's norm
-    warmup: int = 0  # steps
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 for autocast
-    validate_every: int = 1000  # steps
-    save_every: int = 1000  # steps
-    seed: int = 0
-    tensorboard: bool = False
 
 
 def main(argv=None):
@@ -135,29 +119,43 @@ def sample(
     model: Model,
     *,
     out: Path,
+    n: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: 1 of sound, 64 images)")
+    ] = None,
     seconds: Annotated[
         float | None, arg(metavar="FLOAT", help_behavior_hint="(default: the phrase's, or 4)")
     ] = None,
     phrase: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the seed chooses)")
     ] = None,
-    n: int = 1,
+    label: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: all in turn)")
+    ] = None,
     sampling: Annotated[Sampling, NAMELESS] = Sampling(),
 ):
-    """Sample sound from a model, and compare the speed with the naive sampler's.
+    """Sample sound or images from a model, and compare the speed with the naive sampler's.
 
     Args:
-        out: WAV file to write; NAME-0.wav, NAME-1.wav ... for n above 1
-        seconds: length
-        phrase: what to speak, of the phrases that come with the model; "none" to babble
+        out: WAV or PNG file to write; NAME-0.wav, NAME-1.wav ... for n above 1
         n: how many
+        seconds: length of sound
+        phrase: what to speak, of the phrases that come with the model; "none" to babble
+        label: class of the images
     """
-    if n < 1:
+    if n is not None and n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
+    net, meta, form = load(model, sampling.device)
+    if isinstance(form, Pictures):
+        refuse(model, "sound", seconds=seconds, phrase=phrase)
+        return sample_images(net, form, out, n or 64, label, sampling)
+    refuse(model, "images", label=label)
+    return sample_sound(net, meta, form, out, n or 1, seconds, phrase, sampling)
+
+
+def sample_sound(net, meta, form, out, n, seconds, phrase, sampling):
     paths = [out.with_stem(f"{out.stem}-{i}") for i in range(n)] if n > 1 else [out]
     for path in paths:
-        check_output(path)
-    net, meta, form = load(model, sampling.device)
+        check_output(path, ".wav")
     options = prepared(sampling)
     name = choose(meta["phrases"], phrase, options["seed"])
     if name is None:
@@ -187,6 +185,28 @@ def sample(
     print(table(rows))
 
 
+def sample_images(net, form, out, n, label, sampling):
+    check_output(out, ".png")
+    options = prepared(sampling)
+    options.pop("threads")  # torch has been told
+    labels = images.labels(net, n, label)
+    codes, rate = images.timed_draw(net, n, form, label=labels, **options)
+    write_png(out, grid(form.decode(codes)))
+    size = " x ".join(map(str, form.shape[1:]))
+    print(f"wrote {out}: {n} images of {size}, seed {options['seed']}")
+    naive = images.naive_speed(net, codes, labels, NAIVE_SECONDS)
+    rows = [
+        ("fastgen", f"{number(rate)} images/s", f"{sampling.dtype}, cached"),
+        (
+            "naive",
+            f"{number(naive)} images/s",
+            f"a forward pass for each pixel, timed for {NAIVE_SECONDS} s",
+        ),
+        ("ratio", f"{number(rate / naive)}x"),
+    ]
+    print(table(rows))
+
+
 def vocode(
     source: Annotated[Positional[Path], arg(metavar="IN")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
@@ -201,9 +221,11 @@ def vocode(
         out: WAV file to write
         model: a shipped model's name, a model's file, or a run's folder
     """
-    check_output(out)
+    check_output(out, ".wav")
     wave, rate = load_audio(source)
     net, _, form = load(model, sampling.device)
+    if isinstance(form, Pictures):
+        raise ValueError(f"{model}: expected a model of sound, got one of images")
     if form.conditioning is None:
         raise ValueError(f"{model}: expected a model of features, got one trained without")
     if rate != form.rate:
@@ -217,8 +239,7 @@ def vocode(
     print(table([("fastgen", *speed(rate, form.rate), sampling.dtype)]))
 
 
-def train(
-    model: Annotated[Positional[Literal["wavenet"]], arg(metavar="wavenet")],
+def train_wavenet(
     *,
     data: Annotated[str, arg(metavar="DATA")],
     out: Path,
@@ -231,7 +252,7 @@ def train(
     sizes: Annotated[Sizes, NAMELESS] = Sizes(),
     descent: Annotated[Descent, NAMELESS] = Descent(),
 ):
-    """Train a model; the same command goes on where a run was stopped.
+    """Train a WaveNet; the same command goes on where a run was stopped.
 
     Args:
         data: a folder of .wav files, speech8k or speech16k
@@ -248,10 +269,8 @@ def train(
     net, source, audio = prepare(Speech(data), asdict(sizes), crop=crop, **options)
     form, last = format_of(net, audio), {}
     clips = Clips(data, form, files)
-    parameters = number(sum(p.numel() for p in net.parameters()))
     field = number(1000 * net.receptive_field / form.rate)
-    about = f"{parameters} parameters, a receptive field of {field} ms at {form.rate:,} Hz"
-    print(about, flush=True)
+    print(f"{parameters(net)}, a receptive field of {field} ms at {form.rate:,} Hz", flush=True)
 
     def validate(averaged):
         last["nats"] = clips.nats(lambda x, cond: network_nats(averaged, x))
@@ -265,6 +284,63 @@ def train(
     print(table([(name, f"{nats:.4f} a sample, held out") for name, nats in last.items()]))
 
 
+def image_trainer(Kind):
+    """The command that trains a model of images, of sizes of a class of `images.SIZES`."""
+    default = Kind()
+
+    def train(
+        *,
+        data: Annotated[str, arg(metavar="DATA")],
+        out: Path,
+        levels: int = 2,
+        binarize: Literal["dynamic", "fixed", "threshold"] = "dynamic",
+        files: Files = None,
+        device: Device = "cpu",
+        sizes: Annotated[Kind, NAMELESS] = default,
+        descent: Annotated[Descent, NAMELESS] = Descent(batch_size=100),
+    ):
+        """Train a model of images; the same command goes on where a run was stopped.
+
+        Args:
+            data: mnist, fashion, an npz file, or a folder of IDX files or pictures
+            out: folder of the run
+            levels: of a pixel
+            binarize: with 2 levels, draw the ones anew at each step, once, or from 128 on
+            files: held-out images to validate on
+        """
+        check_device(device)
+        torch.manual_seed(descent.seed)
+        options = {"levels": levels, "binarize": binarize, "seed": descent.seed}
+        net, source, own = images.prepare(sizes, data, **options)
+        validation, last = images.Validation(net, own, data, out, files), {}
+        print(f"{parameters(net)}, images of {' x '.join(map(str, own['shape']))}", flush=True)
+
+        def validate(averaged):
+            last.update(validation(averaged))
+            return last
+
+        meta = {"images": own, "data": data}
+        options = {"validate": validate, "meta": meta, **asdict(descent)}
+        training.train(net.to(device), source, out=out, **options)
+        print(f"wrote {out}: step {descent.steps}")
+        print(table([(name, f"{value:.4f}, held out") for name, value in last.items()]))
+
+    return train
+
+
+def nested(commands):
+    """The type of an argument that is one of the commands, by name."""
+    named = [Annotated[Any, subcommand(k, constructor=f)] for k, f in commands.items()]
+    return Annotated[Union[tuple(named)], NAMELESS]  # noqa: UP007, of a tuple
+
+
+TRAIN = {"wavenet": train_wavenet} | {k: image_trainer(S) for k, S in images.SIZES.items()}
+
+
+def train(model: nested(TRAIN)):
+    """Train a model; the same command goes on where a run was stopped."""
+
+
 def evaluate(
     model: Model,
     *,
@@ -275,16 +351,22 @@ def evaluate(
     seed: int = 0,
     device: Device = "cpu",
 ):
-    """Measure a model on clips that were held out of its training.
+    """Measure a model on clips or images that were held out of its training.
 
     Args:
-        data: a folder of .wav files, speech8k or speech16k
-        files: how many clips
+        data: what `train` takes; of images those to test on, where there are such
+        files: how many clips or images
+        seed: of what is spoken again
     """
     net, meta, form = load(model, device)
     name = data or meta.get("data")
     if not isinstance(name, str):
         raise ValueError(f"{model}: does not say what it was trained on: expected --data")
+    if isinstance(form, Pictures):
+        unseen = images.Unseen(name, form, images.labelled(net), files)
+        print(f"{len(unseen.codes)} {unseen.split} images of {name}")
+        print(table(images.likelihoods(net, form, unseen, name)))
+        return
     with progress() as show:
         clips = Clips(name, form, files)
         length = f"{number(clips.samples / form.rate)} s at {form.rate:,} Hz"
@@ -299,10 +381,10 @@ def evaluate(
             print(f"{title}\n{table(rows)}", flush=True)
 
 
-def verify(model: Annotated[Positional[Literal["wavenet"]], arg(metavar="wavenet")]):
+def verify(model: Annotated[Positional[Literal[tuple(VERIFY)]], arg(metavar="|".join(VERIFY))]):
     """Hold a model to what is known about it exactly; exit code 1 if it does not hold."""
     print(f"  {'':44}{'expected':24}got")
-    found = wavenet.verify(lambda check: print(line(check), flush=True))
+    found = VERIFY[model](lambda check: print(line(check), flush=True))
     failed = sum(not check.ok for check in found)
     print(f"{len(found) - failed} of {len(found)} hold")
     return 1 if failed else 0
@@ -332,7 +414,9 @@ def load(name, device):
     check_device(device)
     net, meta = weights.load(name, device)
     try:
-        return net, meta, format_of(net, meta.get("audio"))
+        if isinstance(net, WaveNet):
+            return net, meta, format_of(net, meta.get("audio"))
+        return net, meta, pictures_of(net, meta.get("images"))
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from error
 
@@ -355,38 +439,6 @@ def samples(seconds, rate):
     if not 1 <= T < 2**30:  # 2 GiB of 16-bit samples; a WAV file holds less than 4
         raise ValueError(f"seconds: expected above 0 and below {2**30 // rate:,}, got {seconds:g}")
     return T
-
-
-def check_output(path):
-    """Raise before the work is done what writing a WAV file would raise after it."""
-    if path.suffix.lower() != ".wav":
-        raise ValueError(f"{path}: expected a name in .wav to write")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: expected the folder {path.parent} to be there")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path}: may not write in the folder {path.parent}")
-
-
-def check_device(name):
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda, got {name}")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name}: torch sees no GPU; fastgen doctor says more")
-
-
-def prepared(sampling):
-    """The options of a stream; a seed is drawn, and torch told of the threads, where need be."""
-    options = asdict(sampling)
-    options.pop("device")
-    if sampling.seed is None:
-        options["seed"] = int.from_bytes(os.urandom(4), "little")  # short enough to be typed again
-    if sampling.threads is not None:
-        if sampling.threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {sampling.threads}")
-        torch.set_num_threads(min(sampling.threads, os.cpu_count() or 1))
-    return options
 
 
 def wrote(name, codes, form, options):

@@ -87,6 +87,11 @@ def test_nothing_there(tmp_path):
         ({"config": {"layers": "2"}}, "config: .*layers"),
         ({"config": {"layers": 10**9, "stacks": 1}}, "config: 1000000000 layers"),
         ({"config": {"layers": 2, "stacks": 1, "residual_channels": 10**6}}, "shape"),
+        ({"model": "MADE", "config": {"hidden": [1] * 10**6}}, "config: 1000000 layers"),
+        ({"model": "MADE", "config": {"shape": [10**9]}}, "config: .*at most 1048576 pixels"),
+        ({"model": "MADE", "config": {"hidden": [10**30]}}, "config"),
+        ({"model": "NADE", "config": {"shape": [1 << 20], "hidden": 1 << 40}}, "missing"),
+        ({"model": "FVSBN", "config": {"order": "raster"}}, "config: .*permutation"),
         ({"config": {"layers": 2, "stacks": 1, "residual_channels": 10**30}}, "config"),
     ],
 )

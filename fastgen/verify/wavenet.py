@@ -12,7 +12,7 @@ from .. import kernels
 from ..data import linear_decode, linear_encode
 from ..tractable.wavenet import WaveNet
 from ..train import train
-from . import Check
+from . import Check, run
 
 # x[t] = A1 x[t-1] + A2 x[t-2] + SIGMA e, rounded to the nearest of CLASSES levels in [-1, 1]
 A1, A2, SIGMA, CLASSES = 1.5, -0.8, 0.12, 32
@@ -21,18 +21,7 @@ PERIOD = 25  # samples of the sine
 
 def verify(each=None):
     """Run every check, some 10 s on one core; returns a list of `Check`, told to `each` in turn."""
-    found, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small lose by more
-    try:
-        with torch.random.fork_rng(devices=[]):
-            for check in CHECKS:
-                torch.manual_seed(0)
-                found.append(check())
-                if each:
-                    each(found[-1])
-    finally:
-        torch.set_num_threads(threads)
-    return found
+    return run(CHECKS, each)
 
 
 def sums_to_one():

@@ -7,11 +7,15 @@ import torch
 
 from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
+from ..tractable.fvbn import FVSBN
+from ..tractable.made import MADE
+from ..tractable.nade import NADE
 from ..tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from ..tractable.pixelcnnpp import PixelCNNpp
 from ..tractable.wavenet import WaveNet
 
-MODELS = {v.__name__: v for v in (GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet)}
+KINDS = (FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet)
+MODELS = {kind.__name__: kind for kind in KINDS}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
 
@@ -71,6 +75,8 @@ def build(path, device):
     if not isinstance(config, dict):
         raise CheckpointError(f"load: {path}: config: expected an object, got {config!r:.80}")
     layers = config.get("layers")
+    if isinstance(config.get("hidden"), list):
+        layers = len(config["hidden"])
     if isinstance(layers, int) and layers > len(tensors):
         raise CheckpointError(
             f"load: {path}: config: {layers} layers expected, got {len(tensors)} tensors"

@@ -1,0 +1,231 @@
+"""Images: the sets that a user has, and their splits."""
+
+import importlib
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .idx import ImageError, read_idx
+
+FOLDERS = ("data", "~/data", "~/.cache/fastgen", "~/.keras/datasets", "/usr/share/datasets")
+SETS = {  # name: what it may be called in a folder, who has it
+    "mnist": (("mnist", "MNIST"), "an npz with x_train, or the four IDX files"),
+    "fashion": (
+        ("fashion", "fashion-mnist", "FashionMNIST", "fashion_mnist"),
+        "install the Debian package dataset-fashion-mnist",
+    ),
+}
+SPLITS = ("train", "held out", "test")
+IDX = {"train": "train", "test": "t10k"}
+KEYS = {  # of an npz: images, labels
+    "train": (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels")),
+    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
+}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+BROKEN = (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)  # an npz
+EVERY = 20  # images of the training set, of which one is held out
+
+
+def find_images(name):
+    """The path of a set: "mnist", "fashion", an npz file or a folder.
+
+    A named set is looked for in the folders of the variable FASTGEN_DATA, and in those where such
+    sets usually are. Nothing is downloaded. Raises FileNotFoundError where there is none.
+    """
+    if str(name) not in SETS:
+        path = Path(name)
+        if not path.exists():
+            raise FileNotFoundError(f"find_images: {name}: expected a folder or an npz file")
+        return path
+    names, hint = SETS[str(name)]
+    own = [part for part in os.environ.get("FASTGEN_DATA", "").split(os.pathsep) if part]
+    folders = [Path(folder).expanduser() for folder in (*own, *FOLDERS)]
+    for path in [folder / f"{n}{end}" for folder in folders for n in names for end in ("", ".npz")]:
+        if path.is_file() or (path.is_dir() and _idx_folder(path)):
+            return path
+    where = ", ".join(map(str, folders))
+    raise FileNotFoundError(
+        f"find_images: {name}: found neither {names[0]}.npz nor a folder {names[-1]} in {where}: "
+        f"{hint}; FASTGEN_DATA=FOLDER names another place"
+    )
+
+
+class Images:
+    """One split of a set of images; every 20th of those to train on, from the first, is held out.
+
+    x: (N, C, H, W) uint8    labels: (N,) int64, or None    classes: how many labels there are
+
+    A folder holds the IDX files of MNIST, gzipped or not, or pictures, whose classes are the
+    folders in it; it may have the folders train and test. A picture is grey if all are.
+
+    Raises ValueError for a split that there is not; ImageError, which names the file and the byte
+    or key; ImportError for pictures without Pillow; and as `find_images` does.
+    """
+
+    def __init__(self, name, split="train"):
+        if split not in SPLITS:
+            raise ValueError(f"Images: split: expected one of {SPLITS}, got {split!r}")
+        path, part = find_images(name), "test" if split == "test" else "train"
+        if not path.is_dir():
+            x, labels = _read_npz(path, part)
+        elif folder := _idx_folder(path):
+            x, labels = _read_folder(folder, part)
+        else:
+            x, labels = _read_pictures(path, part)
+        x = _planes(x, path)
+        self.classes = 0 if labels is None else int(labels.max()) + 1
+        if split != "test":
+            chosen = (np.arange(len(x)) % EVERY == 0) == (split == "held out")
+            x, labels = x[chosen], None if labels is None else labels[chosen]
+        if not len(x):
+            raise ImageError(f"Images: {path}: expected images {split}, got none")
+        self.path, self.split, self.x = path, split, torch.tensor(x)
+        self.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+
+    @property
+    def shape(self):
+        """(C, H, W)"""
+        return tuple(self.x.shape[1:])
+
+
+def has_test(name):
+    """Whether a set has images to test on."""
+    path = find_images(name)
+    if folder := path.is_dir() and _idx_folder(path):
+        return _idx_file(folder, "test", "images", 3) is not None
+    if path.is_dir():
+        return (path / "test").is_dir()
+    with _npz(path) as arrays:
+        return any(images in arrays for images, _ in KEYS["test"])
+
+
+def _idx_folder(path):
+    """The folder with the IDX files of a set in `path`, or None."""
+    for folder in (path, path / "raw", path / "MNIST" / "raw"):
+        if _idx_file(folder, "train", "images", 3):
+            return folder
+    return None
+
+
+def _idx_file(folder, part, what, dims):
+    for dot in "-.":
+        for end in ("", ".gz"):
+            path = folder / f"{IDX[part]}-{what}{dot}idx{dims}-ubyte{end}"
+            if path.is_file():
+                return path
+    return None
+
+
+def _read_folder(folder, part):
+    paths = [_idx_file(folder, part, what, dims) for what, dims in (("images", 3), ("labels", 1))]
+    if paths[0] is None:
+        name = f"{IDX[part]}-images-idx3-ubyte"
+        raise FileNotFoundError(f"Images: {folder}: expected {name}, or the same in .gz")
+    x = read_idx(paths[0], 3)
+    labels = None if paths[1] is None else read_idx(paths[1], 1)
+    return x, _checked(labels, x, paths[1])
+
+
+def _read_npz(path, part):
+    with _npz(path) as arrays:
+        for images, labels in KEYS[part]:
+            if images in arrays:
+                x = _array(arrays, images, path)
+                y = _array(arrays, labels, path) if labels in arrays else None
+                return x, _checked(y, x, f"{path}: {labels}")
+        known = " or ".join(repr(images) for images, _ in KEYS[part])
+        got = ", ".join(arrays) or "none"
+    raise ImageError(f"Images: {path}: expected the key {known}, got {got}")
+
+
+def _npz(path):
+    """The arrays of an npz file by key, each read when it is asked for."""
+    try:
+        file = np.load(path, allow_pickle=False)
+    except BROKEN as error:
+        raise ImageError(f"Images: {path}: expected an npz file: {error}") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ImageError(f"Images: {path}: expected an npz file, got a single array")
+    return file
+
+
+def _array(arrays, key, path):
+    try:
+        array = arrays[key]
+    except (*BROKEN, MemoryError) as error:
+        raise ImageError(f"Images: {path}: {key}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"Images: {path}: {key}: expected an array, got {len(array)} bytes")
+    return array
+
+
+def _read_pictures(root, part):
+    folder = root / part
+    if not folder.is_dir():
+        if part == "test":
+            raise FileNotFoundError(f"Images: {root}: expected a folder test in it")
+        folder = root
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        raise FileNotFoundError(f"Images: {folder}: expected pictures or IDX files, got none")
+    x = [_picture(path) for path in paths]
+    grey = all(image.ndim == 2 for image in x)
+    x = [image if grey or image.ndim == 3 else np.stack([image] * 3, -1) for image in x]
+    for path, image in zip(paths, x, strict=True):
+        if image.shape != x[0].shape:
+            want, got = ("x".join(map(str, im.shape[1::-1])) for im in (x[0], image))
+            raise ImageError(f"Images: {path}: expected {want} as in {paths[0]}, got {got}")
+    parents = [path.relative_to(folder).parts[:-1] for path in paths]
+    if not all(parents):
+        return np.stack(x), None
+    names = sorted({parent[0] for parent in parents})
+    return np.stack(x), np.array([names.index(parent[0]) for parent in parents])
+
+
+def _picture(path):
+    """(H, W) uint8 of a grey picture, (H, W, 3) of another."""
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError as error:
+        message = "Images: pictures expected the package pillow: pip install 'fastgen[images]'"
+        raise ImportError(message) from error
+    try:
+        with pillow.open(path) as image:
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ImageError(f"Images: {path}: expected a picture: {error}") from error
+
+
+def _checked(labels, x, where):
+    if labels is None:
+        return None
+    fits = labels.shape == x.shape[:1] and labels.dtype.kind in "iu" and len(labels)
+    if not fits or int(labels.min()) < 0:
+        got = f"{labels.dtype} {labels.shape}"
+        raise ImageError(f"Images: {where}: expected {len(x)} labels >= 0, got {got}")
+    return labels
+
+
+def _planes(x, path):
+    """(N, C, H, W) uint8 of images (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    if x.dtype == bool:
+        x = x.astype(np.uint8) * 255
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[-1] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        got = f"{x.dtype} {x.shape}"
+        want = "uint8 (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W)"
+        raise ImageError(f"Images: {path}: expected {want}, got {got}")
+    return x

@@ -1,0 +1,95 @@
+"""Each check of a model of images fails where the model is broken in its way."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from fastgen.tractable import nade
+from fastgen.tractable.binary import Binary
+from fastgen.tractable.fvbn import FVSBN
+from fastgen.tractable.made import MADE
+from fastgen.tractable.nade import NADE
+from fastgen.verify import images as verify
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def failing(name):
+    found = verify.verify(name)
+    assert len(found) == 4
+    return [i for i, check in enumerate(found) if not check.ok]
+
+
+SUM, PAST, FREQUENCIES, SAME = range(4)
+
+
+@pytest.mark.parametrize("name", verify.MODELS)
+def test_all_hold_and_leave_the_generator_alone(name):
+    before, told = torch.get_rng_state(), []
+    found = verify.verify(name, told.append)
+    assert [check for check in found if not check.ok] == []
+    assert told == found
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_leak_of_the_present_is_found(monkeypatch):
+    monkeypatch.setattr(FVSBN, "logits", lambda self, x, s=0: x @ self.weight.tril(0).T + self.bias)
+    assert {SUM, PAST} <= {*failing("fvbn")}
+
+
+def test_a_leak_of_the_last_pixel_to_the_first_is_found(monkeypatch):
+    logits = NADE.logits
+    leak = lambda self, x, s=0: logits(self, x) + x[:, -1:] * (torch.arange(9) == 0)  # noqa: E731
+    monkeypatch.setattr(NADE, "logits", leak)
+    assert {SUM, PAST} <= {*failing("nade")}
+
+
+def test_a_pixel_that_is_not_seen_is_found(monkeypatch):
+    logits = NADE.logits
+    blind = lambda self, x, s=0: logits(self, x * (torch.arange(9) != 4))  # noqa: E731
+    monkeypatch.setattr(NADE, "logits", blind)
+    assert PAST in failing("nade")
+
+
+def test_wrong_masks_are_found(monkeypatch):
+    masked = MADE.masked
+
+    def lax(self, s):
+        layers, (_, bias), direct = masked(self, s)
+        return layers, (self.out.weight, bias), direct
+
+    monkeypatch.setattr(MADE, "masked", lax)
+    assert {SUM, PAST} <= {*failing("made")}
+
+
+def test_a_mixture_that_forgets_an_order_is_found(monkeypatch):
+    choose = Binary.choose
+    monkeypatch.setattr(Binary, "choose", lambda *args: (choose(*args)[0] * 0, args[2]))
+    assert FREQUENCIES in failing("made")
+
+
+def test_a_cached_sampler_that_lags_is_found(monkeypatch):
+    def stale(self, n, s=0):
+        a = self.c.expand(n, -1)
+        before = a
+        for W, V, b in zip(self.W, self.V, self.b, strict=True):
+            x = yield torch.sigmoid(before) @ V + b
+            before, a = a, a + x[:, None] * W
+
+    monkeypatch.setattr(NADE, "steps", stale)
+    assert {FREQUENCIES, SAME} <= {*failing("nade")}
+
+
+def test_the_bits_of_exact_models_do_not_depend_on_the_rows():
+    for make in (partial(NADE, (1, 3, 3), 16), partial(MADE, (1, 3, 3), (50,))):
+        model, x = verify.exact(make), verify.images()
+        whole = model(x)
+        for rows in (1, 2, 3, 7, 100):
+            assert torch.equal(model(x[-rows:]), whole[-rows:])
+    assert nade.CHUNK > 9
