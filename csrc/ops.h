@@ -7,7 +7,7 @@ constexpr int64_t WAVENET_LAYER_TILE = 96;
 
 // About how many pixels a tile of pixelcnn_layer has, and how many rows that makes.
 constexpr int64_t PIXELCNN_LAYER_COLUMNS = 128;
-constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
+static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
   const int64_t rows = PIXELCNN_LAYER_COLUMNS / ((W + 15) / 16 * 16);
   return rows < 1 ? 1 : rows < H ? rows : H;
 }

@@ -40,9 +40,9 @@ def equal(op, dtype):
         if hasattr(cases, f"{op}_holds"):
             getattr(cases, f"{op}_holds")(args, options, DEVICE)
         elif dtype == "float32":
-            compare(on_device(op), on_cpu(op), args, what)
+            compare(on_device(op, options), on_cpu(op, options), args, what)
         elif max(v.numel() for v in cases.tensors(args)) > 2:  # not one number, which may cancel
-            compare_half(on_device(op), on_cpu(op), args, what)
+            compare_half(on_device(op, options), on_cpu(op, options), args, what)
 
 
 def compare_half(op, ref, args, what):
@@ -61,13 +61,13 @@ def compare_half(op, ref, args, what):
             assert error <= bound, f"{what}, result {i}: off by {error:.2e}, expected {bound:.2e}"
 
 
-def on_device(op, device=DEVICE):
-    """The op, on a device, of and to tensors on the CPU."""
-    return lambda *args: cases.moved(vars(kernels)[op](*cases.moved(args, device)), "cpu")
+def on_device(op, options):
+    """The op, on `DEVICE`, of and to tensors on the CPU."""
+    return lambda *args: cases.moved(cases.call(op, cases.moved(args, DEVICE), options), "cpu")
 
 
-def on_cpu(op):
-    return vars(kernels)[f"{op}_ref"]
+def on_cpu(op, options):
+    return functools.partial(vars(kernels)[f"{op}_ref"], **options)
 
 
 for op, file in files.items():
@@ -76,10 +76,16 @@ for op, file in files.items():
 
 
 def step(op, inputs, douts):
-    """The outputs of an op and the gradients of its inputs."""
-    outputs = cases.tensors(vars(kernels)[op](*inputs))
+    """The outputs of an op in its first case and the gradients of its inputs."""
+    outputs = first(op, inputs)
     leaves = [v for v in inputs if cases.is_float(v)]
     return [y.detach() for y in outputs] + list(torch.autograd.grad(outputs, leaves, douts))
+
+
+def first(op, inputs):
+    """The outputs of an op in its first case, of other inputs."""
+    _, options = cases.arguments(op, next(iter(cases.table(op).values())), "float32")
+    return cases.tensors(cases.call(op, inputs, options))
 
 
 def prepare(op, dtype, device=DEVICE, seed=0):
@@ -91,7 +97,7 @@ def prepare(op, dtype, device=DEVICE, seed=0):
         return torch.randn(v.shape, generator=generator).to(v)
 
     inputs = [drawn(v).requires_grad_() if cases.is_float(v) else v for v in args]
-    return inputs, [drawn(y) for y in cases.tensors(vars(kernels)[op](*inputs))]
+    return inputs, [drawn(y) for y in first(op, inputs)]
 
 
 def fill(tensors, values):

@@ -209,6 +209,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(checkout):
 def test_the_checkout_says_that_it_is_not_the_package(tmp_path):
     (tmp_path / "fastgen").mkdir()
     shutil.copy(ROOT / "fastgen" / "__init__.py", tmp_path / "fastgen")
-    command = [sys.executable, "-c", "import fastgen"]
+    # without site-packages: an editable install would find fastgen.kernels from everywhere
+    command = [sys.executable, "-S", "-c", "import fastgen"]
     child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "is the checkout, not the installed package" in child.stderr.splitlines()[-1]
