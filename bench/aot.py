@@ -201,8 +201,16 @@ def cuda_rows(capability, sources=None):
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if run.returncode:
             raise SystemExit(f"aot: {source.name} does not compile:\n{run.stdout}")
+        threads, dynamic = asked(source.stem) if capability == 90 else (0, 0)
         for kernel, *numbers, shared in resources(run.stdout):
-            yield row(capability, source.name, "", kernel, {}, numbers, shared)
+            yield row(capability, source.name, "", kernel, {}, numbers, shared + dynamic, threads)
+
+
+def asked(op):
+    """Threads of a block, and the most shared memory that a launch of an op's CUDA kernel asks."""
+    name = f"fastgen.kernels._{op}_cuda"
+    module = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    return (module.THREADS, module.SHARED) if module else (0, 0)
 
 
 def tell(row):

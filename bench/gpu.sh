@@ -20,7 +20,8 @@ mkdir "$work/src"
 tar -C "$root" --exclude=./.git --exclude=./build --exclude='*.so' --exclude='__pycache__' -c . |
   tar -C "$work/src" -x
 cd "$work"
-export PYTHONPATH=$work/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+export PATH=$PATH:/usr/local/cuda/bin
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
 parts=$work/parts.jsonl rows=$work/rows.jsonl failed=()
 small=${SMALL:+--small}
@@ -35,11 +36,12 @@ part() {
   elif ((left < 5)); then
     status="no time left"
   else
-    timeout -k 5 "$most" "$@" >"$OUT/$name.log" 2>&1 || code=$?
+    # by SIGINT, so that pytest still tells what failed
+    timeout -s INT -k 5 "$most" "$@" >"$OUT/$name.log" 2>&1 || code=$?
     case $code in
     0) status=passed ;;
     124 | 137) status="cut off after $most s" ;;
-    *) status="failed ($code): $(tail -n 1 "$OUT/$name.log" | tr -d '"\\' | cut -c 1-100)" ;;
+    *) status="failed ($code): $(tail -n 1 "$OUT/$name.log" | LC_ALL=C tr -cd ' !#-[]-~' | cut -c 1-100)" ;;
     esac
   fi
   [ "$status" = passed ] || failed+=("$name: $status")
@@ -75,7 +77,8 @@ sanitize() {
   for tool in memcheck racecheck; do
     echo "== $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      "$python" -m pytest -q -m gpu -k "replays or float32" src/tests/test_gpu.py || code=$?
+      "$python" -m pytest -q -m gpu -k "on_a_gpu and (float32 or plain or everything)" \
+      src/tests/test_wavenet_sample_cuda.py src/tests/test_gpu.py || code=$?
   done
   return $code
 }
@@ -89,7 +92,8 @@ command -v compute-sanitizer >/dev/null || sanitizer="${has_gpu:+$has_gpu, }comp
 
 part build "${BUILD_SECONDS:-170}" "" bash -c build
 part tests "${TESTS_SECONDS:-170}" "$has_gpu" "$python" -m pytest -q -m gpu --durations=10 src/tests
-part bench 200 "$has_gpu" "$python" -m pytest -q -m gpu --rows "$rows" $small src/bench
+part bench 200 "$has_gpu" "$python" -m pytest -q -m gpu --rows "$rows" $small \
+  src/bench/bench_limits.py src/bench/bench_wavenet_sample.py src/bench
 part tune 60 "$has_gpu" "$python" src/bench/tune.py --seconds 50 $small --out "$OUT/tuned.json"
 part sanitizer 90 "$sanitizer" bash -c sanitize
 

@@ -26,7 +26,7 @@ def markdown(rows):
 def read(file):
     """The lines of JSON in a file that may be missing or end in the midst of one."""
     found = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
             found.append(json.loads(line))
         except ValueError:

@@ -162,6 +162,14 @@ struct Cluster {
   Cluster(const Cluster&) = delete;
 };
 
+// Gives back the device that was current.
+struct Current {
+  int device = 0;
+  Current() { cudaGetDevice(&device); }
+  ~Current() { cudaSetDevice(device); }
+  Current(const Current&) = delete;
+};
+
 template <class A> cudaError_t allow(void (*kernel)(A), int64_t device, int64_t bytes) {
   cudaError_t error = cudaSetDevice(device);
   if (!error)
@@ -175,6 +183,7 @@ template <class A> cudaError_t allow(void (*kernel)(A), int64_t device, int64_t 
 template <class A>
 const char* clusters_that_run(void (*kernel)(A), int64_t device, int64_t blocks, int threads,
                               int64_t bytes, int64_t* clusters) {
+  const Current current;
   const Cluster cluster(blocks, threads, bytes, 0);
   int count = 0;
   cudaError_t error = allow(kernel, device, bytes);
@@ -187,6 +196,7 @@ const char* clusters_that_run(void (*kernel)(A), int64_t device, int64_t blocks,
 template <class A>
 const char* launch(void (*kernel)(A), const A& arguments, int64_t blocks, int threads,
                    int64_t bytes, int64_t device, int64_t stream) {
+  const Current current;
   const Cluster cluster(blocks, threads, bytes, stream);
   cudaError_t error = allow(kernel, device, bytes);
   if (!error) error = cudaLaunchKernelEx(&cluster.config, kernel, arguments);

@@ -102,11 +102,13 @@ def cuda():
         return f"none: {why}"
     if not torch.cuda.is_available():
         return "built"
+    if torch.cuda.get_device_capability()[0] != 9:
+        return "built, but for GPUs of capability 9"
     try:
         runs = cluster.granted(torch.cuda.current_device(), cluster.BLOCKS[0], cluster.SHARED)
     except RuntimeError as error:  # of a driver that is too old, for one
         return f"built, but they do not run: {error}"
-    return "built, and they run" if runs else "built, but for GPUs of capability 9"
+    return "built, and they run" if runs else "built, but the GPU grants no cluster of blocks"
 
 
 def implementations():

@@ -58,7 +58,8 @@ def train(
     A run that `out` holds already goes on where it stopped. Under torchrun each process takes its
     share of every batch, and the first process writes. The first Ctrl-C finishes the step (on a GPU
     the steps up to the next line of the log), saves and raises KeyboardInterrupt; the second raises
-    it at once.
+    it at once. On a GPU the first steps are captured as a CUDA graph, where they can be, and what
+    follows replays it: the loss's own Python, checks of the batch among it, runs no more.
 
     source: batch(step, batch_size) -> tuple of tensors of batch_size rows, a function of the step
     lr, betas: of Adam; lr rises over `warmup` steps, then follows `schedule` ("constant",

@@ -21,6 +21,7 @@ WIDTH = 64  # the most of R and H
 OUTPUTS = 256  # the most of O
 DEEP = 3  # the most layers of a block
 BLOCKS = (8, 16)  # of a cluster; 16 are not granted everywhere
+THREADS = 256  # of a block
 SHARED = 232_448  # bytes that a block may have
 TILE = 16
 FRAGMENT = 512  # bytes
@@ -161,12 +162,15 @@ def fragments(matrix):
 def gates(w, base, frames):
     """bias + cond c of each frame as the sums of products: (F, L, 8, 32, 4).
 
-    base: (n or 1, L, 2H)    frames: (n, C, F)
+    base: (n or 1, L, 2H)    frames: (n, C, F), F <= FRAMES + 2
     """
+    n, C, many = frames.shape
     x = base[..., None].transpose(0, -1)  # (1, L, 2H, n)
-    if frames.shape[1]:
-        x = x + torch.einsum("lgc,ncf->flgn", w.cond, frames)
     x = F.pad(x, (0, STREAMS - x.shape[-1])) if x.shape[-1] > 1 else x.expand(-1, -1, -1, STREAMS)
+    if C:
+        # always of the same shape: another may sum in another order
+        frames = F.pad(frames, (0, FRAMES + 2 - many, 0, 0, 0, STREAMS - n))
+        x = x + torch.einsum("lgc,ncf->flgn", w.cond, frames)[:many]
     x = alternate(x.transpose(-1, -2)).unflatten(-1, (-1, 8, 2)).unflatten(-4, (4, 2))
     return x.permute(0, 1, 4, 5, 2, 6, 3).flatten(3, 4).flatten(-2).contiguous()
 
@@ -193,7 +197,8 @@ def wavenet_sample_cuda(
     n, T = uniforms.shape[:2]
     device = rings.device.index or 0
     stream = torch.cuda.current_stream(device).cuda_stream if rings.is_cuda else 0
-    rings, failed = rings.clone(), history.new_full((n,), -1)
+    rings = rings.clone(memory_format=torch.contiguous_format)
+    history, failed = history.contiguous(), history.new_full((n,), -1)
     u, quantiles = uniforms.float(), None
     if mixtures:
         # logit(0) is held at a finite quantile: 0 * inf is not a sample

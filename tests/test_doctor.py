@@ -42,8 +42,11 @@ def test_a_driver_that_is_too_old_is_told(monkeypatch):
     monkeypatch.setattr(doctor.cluster, "granted", granted)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert doctor.cuda() == "built, but they do not run: CUDA driver version is insufficient"
     monkeypatch.setattr(doctor.cluster, "granted", lambda *args: False)
+    assert doctor.cuda() == "built, but the GPU grants no cluster of blocks"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert doctor.cuda() == "built, but for GPUs of capability 9"
 
 

@@ -28,7 +28,7 @@ class Graphs:
         if self.error:
             raise self.error
         self.captured.append([tuple(t.shape) for t in inputs])
-        output = torch.full((3,), torch.nan)
+        output = inputs[0].new_full((3,), torch.nan)
 
         def run():
             self.replayed += 1
@@ -44,7 +44,7 @@ def sums():
 
     def fn(x, y):
         calls.append(x)
-        return torch.stack([x.sum(), y.sum(), torch.rand(())])
+        return torch.stack([x.sum(), y.sum(), x.sum() + 1])
 
     return replay.Replay(fn), calls
 
@@ -53,10 +53,7 @@ def test_each_set_of_shapes_is_captured_once(sums, monkeypatch):
     graphs, (step, calls) = Graphs(monkeypatch), sums
     for n in (2, 3, 2, 3, 2, 3, 2, 3, 2):
         x, y = torch.randn(n), torch.randn(n + 1)
-        torch.manual_seed(n)
-        got = step(x, y)
-        torch.manual_seed(n)
-        assert torch.equal(got, torch.stack([x.sum(), y.sum(), torch.rand(())]))
+        assert torch.equal(step(x, y), torch.stack([x.sum(), y.sum(), x.sum() + 1]))
     assert graphs.captured == [[(2,), (3,)], [(3,), (4,)]]
     assert graphs.replayed == 3
     assert len(calls) == 9
@@ -104,13 +101,47 @@ def test_a_run_of_graphs_is_the_run_without(tmp_path, monkeypatch):
         self.lr = torch.zeros(())  # as on a GPU
 
     monkeypatch.setattr(game.Descent, "__init__", with_graphs)
-    replayed = run(tmp_path / "graphs", clip=0.5)
+    replayed = run(tmp_path / "graphs", clip=0.5, noisy=False)  # no numbers drawn on the CPU
     assert graphs.replayed == 12 - replay.WARM
     monkeypatch.setattr(replay, "WARM", 100)
-    plain = run(tmp_path / "plain", clip=0.5)
+    plain = run(tmp_path / "plain", clip=0.5, noisy=False)
     for a, b in zip(plain.state_dict().values(), replayed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert lines(tmp_path / "plain") == lines(tmp_path / "graphs")
+
+
+def test_a_step_that_draws_on_the_cpu_is_not_captured(monkeypatch):
+    graphs = Graphs(monkeypatch)
+    step = replay.Replay(lambda x: x + torch.rand(()))
+    for _ in range(replay.WARM - 1):
+        step(torch.ones(1))
+    with pytest.warns(RuntimeWarning, match="draws random numbers on the CPU"):
+        step(torch.ones(1))
+    step(torch.ones(1))
+    assert not graphs.captured
+
+
+def test_shapes_that_come_late_are_not_captured(sums, monkeypatch):
+    graphs = Graphs(monkeypatch)
+    for n in range(1, replay.MOST + 2):
+        for _ in range(replay.WARM + 1):
+            assert sums[0](torch.ones(n), torch.ones(1))[0] == n
+    assert len(graphs.captured) == replay.MOST
+
+
+def test_what_torch_tells_of_waits(monkeypatch):
+    def told(mode):
+        warnings.warn("Synchronization debug mode is a prototype", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with contextlib.suppress(UserWarning), replay.waits() as found:
+            warnings.warn("called a synchronizing CUDA operation (Triggered at x)", stacklevel=1)
+    assert len(found) == 1
+    assert found[0].startswith("called a synchronizing CUDA operation (")
+    assert "test_replay.py" in found[0]
 
 
 def test_values_may_be_looked_at_on_the_cpu():

@@ -157,6 +157,16 @@ def test_no_bit_depends_on_neighbours_or_chunks(host, monkeypatch):
     same(kernels.wavenet_sample(packed, u, **options, logits=True), want)
 
 
+def test_no_bit_of_many_features_depends_on_neighbours_or_chunks(host):
+    weights, u, options = cases.wavenet_sample(**{**ODD, "C": 48}, n=8, T=25)
+    packed = on_a_cluster(weights)
+    want = kernels.wavenet_sample(packed, u, **options, logits=True)
+    alone = kernels.wavenet_sample(packed, u[5:6], **rows(options, slice(5, 6)), logits=True)
+    state = kernels.State(want[1].rings[5:6], want[1].history[5:6], 25)
+    same(alone, (want[0][5:6], state, want[2][5:6]))
+    same(in_chunks(packed, u, options, 7), want)
+
+
 def test_goes_on_from_where_the_cpu_stopped(host):
     weights, u, options = cases.wavenet_sample(**ODD, n=2, T=40)
     options["dtype"] = "bfloat16"

@@ -38,7 +38,7 @@ class Binary(nn.Module):
         """Maximum likelihood: one player, who minimises nats a pixel, of an order at a time."""
 
         def loss(x):
-            s = int(torch.randint(len(self.order), ()))
+            s = int(torch.randint(len(self.order), ())) if len(self.order) > 1 else 0
             return -self.log_prob_of(x, s).mean() / self.pixels
 
         return [Player(type(self).__name__.lower(), self, loss)]
