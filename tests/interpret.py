@@ -41,7 +41,9 @@ class Checks(dict):
 def interpret(file):
     """What `Checks.run` printed in a child that interprets kernels and runs `file`."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    # an empty part would be the folder to be in, whose ./fastgen may not be the package
+    environment["PYTHONPATH"] = os.pathsep.join([*PATHS, *filter(None, given)])
     command = [sys.executable, file]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
