@@ -20,8 +20,8 @@ HALF = [
 ]
 CANDIDATES = {  # rows and columns of a program, terms of a product at once, loads on their way
     "float32": [
-        {"ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
         {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
+        {"ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "STAGES": 2, "num_warps": 8},
     ],
     "bfloat16": HALF,
     "float16": HALF,

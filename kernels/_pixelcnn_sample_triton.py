@@ -18,8 +18,8 @@ from ._wavenet_sample_triton import M, blocks, pad, pick, tile, tiles
 DEPTH = tl.constexpr(16)
 UNIT = tl.constexpr(32)
 WIDE = tl.constexpr(64)
-SPAN = tl.constexpr(4)  # pixels of a row whose vertical stack is computed at once
-CANDIDATES = {"float32": [{"num_warps": 8}, {"num_warps": 4}]}
+SPAN = tl.constexpr(2)  # pixels of a row whose vertical stack is computed at once
+CANDIDATES = {"float32": [{"num_warps": 8}]}
 
 
 @triton.jit
