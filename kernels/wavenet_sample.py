@@ -172,7 +172,8 @@ def wavenet_sample(
     linearly, and the last one holds. Streams are independent: no bit of a stream depends on
     its neighbours, on threads, or on how T is cut into calls. At temperature 0 the likeliest
     code is taken. bfloat16 and int8 are the matrices and what they multiply; sums and the
-    residual stream are float32. A CUDA graph cannot hold it, for it reads values to check them.
+    residual stream are float32. On Hopper bfloat16 has other bits for 8 streams or fewer, which
+    another kernel draws. A CUDA graph cannot hold it, for it reads values to check them.
     returns: codes (n, T) int64 and the state after them; with `logits`, (n, T, A or 3 M) too
     Raises ValueError for shapes that do not fit and for values out of range or not finite,
     TypeError for codes that are not int64 and for a state of another dtype's weights, RuntimeError
