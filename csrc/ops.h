@@ -79,6 +79,21 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
                          void* dskip_bias, void* dcond, /* (B, 2H, F), or null */                  \
                          int64_t B, int64_t R, int64_t S, int64_t H, int64_t K, int64_t T,         \
                          int64_t F, int64_t hop, int64_t dilation, int64_t threads);               \
+  /* A discretized mixture of logistics: kernels/logistic_mixture.py has the math. */              \
+  void logistic_mixture(int64_t dtype,        /* of real: 0 float32, 1 float64 */                  \
+                        const void* params,   /* (B, M (1 + 2C + C (C - 1) / 2), T) real */        \
+                        const int64_t* codes, /* (B, C, T) */                                      \
+                        void* log_p,          /* (B, T) real, out */                               \
+                        int64_t B, int64_t C, int64_t M, int64_t T, int64_t classes, double floor, \
+                        int64_t threads);                                                          \
+  /* Its gradient. */                                                                              \
+  void logistic_mixture_backward(int64_t dtype,      /* of real: 0 float32, 1 float64 */           \
+                                 const void* dlog_p, /* (B, T) real */                             \
+                                 const void* params, /* (B, M (1 + 2C + C (C - 1) / 2), T) real */ \
+                                 const int64_t* codes, /* (B, C, T) */                             \
+                                 void* dparams,        /* as params, out */                        \
+                                 int64_t B, int64_t C, int64_t M, int64_t T, int64_t classes,      \
+                                 double floor, int64_t threads);                                   \
   /* Draw n images in raster order: kernels/pixelcnn_sample.py has the math and the layouts. */    \
   void pixelcnn_sample(                                                                            \
       int64_t dtype,             /* of real: 0 float32, 1 float64 */                               \

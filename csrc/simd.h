@@ -156,6 +156,26 @@ template <class T> inline vec<T> expm1(vec<T> x) {
   return e.power * e.q + (e.power - 1);
 }
 
+// log(x) to 2 units in the last place, for normal x; -infinity at 0.
+template <class T> inline vec<T> log(vec<T> x) {
+  constexpr bool F = sizeof(T) == 4;
+  constexpr int TERMS = F ? 4 : 10;
+  constexpr auto M = Bits<T>::MANTISSA;
+  constexpr auto HALF = bits<T>(F ? 0x3f3504f3 : 0x3fe6a09e667f3bcd); // the bits of sqrt(1/2)
+  constexpr T LN2_HEAD = F ? 0x1.62e4p-1 : 0x1.62e42fefa38p-1;
+  constexpr T LN2_TAIL = 0x1.62e42fefa39efp-1 - LN2_HEAD;
+  const vec<bits<T>> whole = (vec<bits<T>>)x, power = (whole - HALF) >> M;
+  const vec<T> n = __builtin_convertvector(power, vec<T>);
+  const vec<T> m = (vec<T>)(whole - (power << M)); // in [sqrt(1/2), sqrt(2))
+  const vec<T> s = (m - 1) / (m + 1), w = s * s;
+  vec<T> q = splat<T>(T(1) / (2 * TERMS + 1)); // of 2 atanh(s)
+#pragma GCC unroll 16
+  for (int k = TERMS - 1; k > 0; --k) q = q * w + T(1) / (2 * k + 1);
+  const vec<T> y = n * LN2_HEAD + (2 * s + (2 * s * w * q + n * LN2_TAIL));
+  const vec<T> none = splat<T>(__builtin_nan("")), least = splat<T>(-__builtin_inf());
+  return x > 0 ? y : x == 0 ? least : none;
+}
+
 template <class T> inline vec<T> sigmoid(vec<T> x) { return 1 / (1 + exp<T>(-x)); }
 
 template <class T> inline vec<T> abs(vec<T> x) { return x < 0 ? -x : x; }

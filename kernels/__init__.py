@@ -2,6 +2,7 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .logistic_mixture import logistic_mixture, logistic_mixture_ref
 from .masked_conv2d import masked_conv2d, masked_conv2d_ref
 from .masked_stack_sample import (
     MaskedLayer,
@@ -41,6 +42,8 @@ __all__ = [
     "Weights",
     "draw",
     "initial_state",
+    "logistic_mixture",
+    "logistic_mixture_ref",
     "masked_conv2d",
     "masked_conv2d_ref",
     "masked_stack_sample",

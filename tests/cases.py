@@ -74,6 +74,40 @@ def tensors(x):
     return [t for v in x for t in tensors(v)] if isinstance(x, (list, tuple)) else []
 
 
+def logistic_mixture(B=2, C=1, M=3, size=(7,), classes=16, dtype=torch.float32, **options):
+    """The arguments, and the options, of `logistic_mixture`; codes are near the means."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = C * (C - 1) // 2
+    params = torch.randn(B, 1 + 2 * C + pairs, M, *size, generator=generator, dtype=torch.float64)
+    params[:, 1 + C : 1 + 2 * C] = 0.5 * params[:, 1 + C : 1 + 2 * C] - 2
+    params[:, 1 + 2 * C :] *= 0.3
+    noise = 0.1 * torch.randn(B, C, *size, generator=generator, dtype=torch.float64)
+    near = (params[:, 1 : 1 + C].mean(2) + noise).clamp(-1, 1)
+    codes = ((near + 1) * ((classes - 1) / 2)).round().long()
+    return params.flatten(1, 2).to(dtype), codes, classes, options
+
+
+P_TILE = 64  # places that logistic_mixture's C++ kernel takes at once
+LOGISTIC_MIXTURE = {
+    "plain": {},
+    "ones": {"B": 1, "M": 1, "size": (1,)},
+    "empty batch": {"B": 0, "C": 3, "size": (2, 2)},
+    "no places": {"size": (0,)},
+    "no dimensions": {"size": (), "C": 3},
+    "images": {"C": 3, "M": 10, "size": (4, 5), "classes": 256, "floor": -7.0},
+    "two levels": {"C": 3, "size": (3, 3), "classes": 2},
+    "sound": {"M": 10, "size": (33,), "classes": 65536},
+    "two colors": {"C": 2, "M": 5, "size": (3, 1, 2)},
+    "five colors": {"C": 5, "M": 2, "size": (9,), "classes": 10},
+    "a floor that is met": {"C": 3, "floor": -1.9, "size": (3, 7)},
+    "a tile": {"size": (P_TILE,), "M": 2},
+    "a tile less one": {"size": (P_TILE - 1,), "M": 2, "C": 3},
+    "a tile and one": {"size": (P_TILE + 1,), "M": 2},
+    "prime sizes": {"B": 3, "C": 3, "M": 7, "size": (13, 19), "classes": 101},
+    "more than a run": {"B": 3, "size": (16 * P_TILE + 5,), "M": 1},
+}
+
+
 T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
 NAN = float("nan")
 

@@ -60,7 +60,7 @@ def close(got, want, dtype, what):
 def evaluate(fn, inputs, strided=False, wanted=None):
     """The outputs of `fn`, then the gradients of a weighted sum of them.
 
-    Of every input that is a tensor, or of those whose places `wanted` names. `strided`: the
+    Of every input that holds floats, or of those whose places `wanted` names. `strided`: the
     weights are one number, expanded.
     """
     inputs = [leaf(v) if wanted is None or i in wanted else v for i, v in enumerate(inputs)]
@@ -85,12 +85,16 @@ def present(outputs):
 
 
 def cast(inputs, dtype):
-    return [v.to(dtype) if isinstance(v, torch.Tensor) else v for v in inputs]
+    return [v.to(dtype) if is_float(v) else v for v in inputs]
 
 
 def leaf(x):
     """x as a root of gradients, its strides kept."""
-    return x.detach().requires_grad_() if isinstance(x, torch.Tensor) else x
+    return x.detach().requires_grad_() if is_float(x) else x
+
+
+def is_float(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 def spread(x):
