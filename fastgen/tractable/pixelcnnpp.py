@@ -4,9 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import kernels
 from . import mixture
 from .pixelcnn import check_sizes
 from .raster import Raster
+
+FLOOR = -7.0  # of log-scales
 
 
 def concat_elu(x):
@@ -149,13 +152,12 @@ class PixelCNNpp(Raster):
         seen = sum(2**i * (2 * (2 * resnets + 1) + 2) for i in range(stages))
         return seen + 2 * self.stride
 
-    def params(self, x, label, cond):
+    def outputs(self, x, label, cond):
         """What the network says of the pixels of x (B, C, H, W), in [-1, 1].
 
-        returns: weights' logits (B, M, H, W), means and log-scales (B, C, M, H, W),
-        k (B, C (C - 1) / 2, M, H, W)
+        returns: (B, M (1 + 2C + C (C - 1) / 2), H, W), as `kernels.logistic_mixture` takes it
         """
-        (_, C, H, W), M = x.shape, self.config["mixtures"]
+        H, W = x.shape[2:]
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         x = F.pad(x, (0, -W % self.stride, 0, -H % self.stride))  # never seen from above or left
         u = shift_down(self.first_u(x))
@@ -177,14 +179,23 @@ class PixelCNNpp(Raster):
                 ul = to_ul(ul, torch.cat([u, side_ul], 1), label, cond)
             if stage.change:
                 u, ul = (f(y) for f, y in zip(stage.change, (u, ul), strict=True))
-        out = self.out(F.elu(ul))[:, :, :H, :W].unflatten(1, (-1, M))  # (B, 1 + 2C + ..., M, H, W)
+        return self.out(F.elu(ul))[:, :, :H, :W]
+
+    def params(self, x, label, cond):
+        """`outputs` in parts, of logistics.
+
+        returns: weights' logits (B, M, H, W), means and log-scales (B, C, M, H, W),
+        k (B, C (C - 1) / 2, M, H, W)
+        """
+        C, M = x.shape[1], self.config["mixtures"]
+        out = self.outputs(x, label, cond).unflatten(1, (-1, M))
         logits, mean, log_scale, k = out.split([1, C, C, C * (C - 1) // 2], dim=1)
-        return logits[:, 0], mean, log_scale.clamp(min=-7), torch.tanh(k)
+        return logits[:, 0], mean, log_scale.clamp(min=FLOOR), torch.tanh(k)
 
     def by_color(self, x, label, cond):
-        """Of each color, given earlier ones: log-weights, means, log-scales, log p of x by each.
+        """Of each color, given earlier ones: log-weights, means and log-scales.
 
-        x: (B, C, H, W) in [-1, 1]    yields: four times (B, M, H, W)
+        x: (B, C, H, W) in [-1, 1]    yields: three times (B, M, H, W)
         """
         logits, mean, log_scale, k = self.params(x, label, cond)
         log_weight, levels = F.log_softmax(logits, dim=1), self.config["levels"]
@@ -193,14 +204,14 @@ class PixelCNNpp(Raster):
             own = mean[:, c]
             for d in range(c):
                 own = own + k[:, c * (c - 1) // 2 + d] * x[:, d, None]
+            yield log_weight, own, log_scale[:, c]
             mass = mixture.log_mass(own, log_scale[:, c], codes[:, c, None], levels)
-            yield log_weight, own, log_scale[:, c], mass
             log_weight = log_weight + mass
 
     def logits(self, x, label, cond):
         """x: (B, C, H, W) in [-1, 1]    returns: (B, C levels, H, W)"""
         levels, found = torch.arange(self.config["levels"], device=x.device), []
-        for log_weight, mean, log_scale, _ in self.by_color(x, label, cond):
+        for log_weight, mean, log_scale in self.by_color(x, label, cond):
             mean, log_scale = mean[:, :, None], log_scale[:, :, None]  # (B, M, 1, H, W)
             mass = mixture.log_mass(mean, log_scale, levels[:, None, None], len(levels))
             found.append(torch.logsumexp(log_weight[:, :, None] + mass, dim=1))
@@ -208,11 +219,13 @@ class PixelCNNpp(Raster):
 
     def log_prob(self, x, label=None, cond=None):
         """`Raster.log_prob`, without the logits of levels that x does not have."""
-        x, cond = self.inputs(x, label, cond)
+        scaled, cond = self.inputs(x, label, cond)
         if not x.numel():
-            return x.sum((1, 2, 3))
-        *_, (log_weight, _, _, mass) = self.by_color(x, label, cond)
-        return torch.logsumexp(log_weight + mass, dim=1).sum((1, 2))
+            return scaled.sum((1, 2, 3))
+        out = self.outputs(scaled, label, cond)
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        log_p = kernels.logistic_mixture(out, x, self.config["levels"], floor=FLOOR)
+        return log_p.sum((1, 2))
 
     def sample_cached(self, *inputs):
         raise ValueError("PixelCNNpp has no cached sampler: use method 'jacobi' or 'naive'")
