@@ -24,6 +24,7 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 at = importlib.import_module("fastgen.kernels._triton").at
 triton_layer = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
+triton_mixture = importlib.import_module("fastgen.kernels._logistic_mixture_triton")
 triton_sampler = importlib.import_module("fastgen.kernels._wavenet_sample_triton")
 
 check = CHECKS = Checks()  # each for the interpreter, and for a GPU
@@ -430,6 +431,46 @@ def hold_conv(name, **sizes):
     compare(functools.partial(conv, **options), ref, inputs, name)
 
 
+def mixture(*inputs, **options):
+    """`logistic_mixture` on `DEVICE`, of and to tensors on the CPU."""
+    return moved(kernels.logistic_mixture(*moved(inputs), **options), "cpu")
+
+
+@check
+def mixtures_in_their_tails():
+    means, scales = torch.tensor([-1e4, -1.0, 0.1, 1.0, 1e4]), torch.tensor([-1e3, -9, 9, 50, 1e3])
+    mean, scale = (v.flatten() for v in torch.meshgrid(means, scales, indexing="ij"))
+    ones = torch.ones_like(mean)
+    params = torch.stack([0 * ones, -1e4 * ones, mean, 0.5 * ones, scale, 0 * ones])
+    params = params[None].repeat(3, 1, 1)
+    codes = torch.tensor([0, 128, 255])[:, None, None].expand(3, 1, len(mean))
+    got, grad = evaluate(lambda p: mixture(p, codes, 256), [params])
+    want, _ = evaluate(lambda p: kernels.logistic_mixture_ref(p, codes, 256), [params.double()])
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    assert grad.isfinite().all()
+    assert mixture(params * torch.nan, codes, 256).isnan().all()
+
+
+@check
+def mixtures_launch_both_kernels():
+    launched, launch = set(), triton_mixture.launch
+    params, codes, classes, options = cases.logistic_mixture(C=3, size=(5,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_mixture, "launch", lambda k, *a: launched.add(k) or launch(k, *a))
+        evaluate(lambda p: mixture(p, codes, classes, **options), [params])
+    assert launched == {triton_mixture.forward_kernel, triton_mixture.backward_kernel}
+
+
+@check
+def mixtures_under_autocast():
+    params, codes, classes, _ = cases.logistic_mixture(C=3, size=(5,), dtype=torch.bfloat16)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        got = mixture(params, codes, classes)
+    assert got.dtype == torch.float32
+    want = kernels.logistic_mixture_ref(params.double(), codes, classes)
+    close(got, want, torch.float32, "under autocast")
+
+
 @check
 def masked_convolutions():
     module, launched = importlib.import_module("fastgen.kernels._masked_conv2d_triton"), set()
@@ -572,6 +613,26 @@ def test_samplers_that_32_bits_cannot_count(sizes, what):
             triton_sampler.check_sizes(**sizes)
     else:
         triton_sampler.check_sizes(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        ((2, 30, 2**31 - 200), None),
+        ((2, 30, 2**31 - 64), "places"),
+        ((1, 2**31, 1), "rows"),
+        ((2**31, 3, 1), "programs"),
+        ((2**23, 30, 2**14), None),
+        ((2**25, 30, 2**14), "programs"),
+    ],
+)
+def test_mixtures_that_32_bits_cannot_count(shape, what):
+    params = torch.empty(shape, device="meta")
+    if what:
+        with pytest.raises(ValueError, match=f"expected under 2\\^31 {what} on a GPU, got"):
+            triton_mixture.check_sizes(params)
+    else:
+        triton_mixture.check_sizes(params)
 
 
 def test_nothing_imports_triton():
