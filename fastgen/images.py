@@ -20,6 +20,7 @@ from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 BATCH = 100  # images whose likelihood is found at once
 SHOWN, GIVEN, COMPLETED = 64, 8, 4  # samples; images given by half; completions of each
 GREY = 128  # of what is not given
+FIRST = 16  # images that weights are fitted to before training
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ def prepare(sizes, data, *, levels, binarize, seed):
     images = Images(data)
     net = sizes.build(images, levels, seed)
     source = Batches(images, levels, seed=seed, mode=binarize, labelled=labelled(net))
+    if net.config.get("weight_norm"):
+        net.initialize(*source.batch(0, FIRST))
     return net, source, {"shape": [*images.shape], "binarize": binarize}
 
 

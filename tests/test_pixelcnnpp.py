@@ -1,12 +1,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastgen import PixelCNNpp, checkpoint, weights
+from fastgen.images import prepare
 from fastgen.tractable import mixture
+from fastgen.train import train
 
 SMALL = {"resnets": 1, "channels": 6, "stages": 2, "mixtures": 3, "dropout": 0.0, "levels": 5}
 SMALL |= {"colors": 1, "height": 4, "width": 5}
@@ -20,7 +23,9 @@ def small(seed=0, **config):
         nn.init.normal_(p, std=1.5 * p[0].numel() ** -0.5 if p.dim() > 1 else 0.3)
     with torch.no_grad():
         M, C = model.config["mixtures"], model.config["colors"]
-        model.out.weight[: M * (1 + C)] *= 2
+        normalized = model.config["weight_norm"]
+        out = model.out.parametrizations.weight.original0 if normalized else model.out.weight
+        out[: M * (1 + C)] *= 2
         model.out.bias[M * (1 + C) : M * (1 + 2 * C)] -= 1.5  # sharp logistics
     return model
 
@@ -28,6 +33,7 @@ def small(seed=0, **config):
 CONFIGS = {
     "grey": {},
     "colors": {"colors": 3},
+    "plain weights": {"colors": 3, "weight_norm": False},
     "one stage": {"stages": 1, "resnets": 2},
     "three stages": {"stages": 3, "height": 5, "width": 6},
     "conditions": {"classes": 3, "cond_channels": 2, "colors": 3},
@@ -167,9 +173,14 @@ def test_dropout_does_not_touch_samples():
     assert model.training
 
 
-def test_it_learns():
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_it_learns(weight_norm):
     torch.manual_seed(0)
-    model = PixelCNNpp(1, 12, 2, 2, 0.0, levels=16, colors=3, height=4, width=4)
+    sizes = {"levels": 16, "colors": 3, "height": 4, "width": 4}
+    model = PixelCNNpp(1, 12, 2, 2, 0.0, **sizes, weight_norm=weight_norm)
+    if weight_norm:
+        red = torch.randint(16, (16, 1, 4, 4))
+        model.initialize(torch.cat([red, red, 15 - red], 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         # green is red's, and blue the opposite: what is left to know is red
@@ -181,6 +192,100 @@ def test_it_learns():
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert not missing
     assert loss < 0.65 * math.log(16)
+
+
+def convolutions(model):
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def weights_of(conv):
+    """The weights of each output in a row."""
+    dim = int(isinstance(conv, nn.ConvTranspose2d))
+    return conv.weight.detach().movedim(dim, 0).flatten(1)
+
+
+def test_weights_are_normalized():
+    model = small(colors=3, stages=2)
+    for name, conv in convolutions(model).items():
+        g, v = conv.parametrizations.weight.original0, conv.parametrizations.weight.original1
+        assert g.numel() == len(weights_of(conv)) == conv.out_channels, name
+        torch.testing.assert_close(weights_of(conv).norm(dim=1), g.flatten().abs(), msg=name)
+        before = weights_of(conv)
+        with torch.no_grad():
+            v.mul_(3)
+        torch.testing.assert_close(weights_of(conv), before, msg=name)
+    plain = PixelCNNpp(**SMALL, weight_norm=False)
+    assert not any("parametrizations" in name for name in plain.state_dict())
+
+
+@pytest.mark.parametrize("config", [{}, {"classes": 3, "cond_channels": 2, "colors": 3}])
+def test_the_first_batch_comes_out_with_mean_0_and_variance_1(config):
+    torch.manual_seed(0)
+    model = PixelCNNpp(**{**SMALL, "dropout": 0.5, **config}).double()
+    x, more = images(model, 32, 8, 8), conditions(model, 32)
+    before = {name: weights_of(conv) for name, conv in convolutions(model).items()}
+    torch.manual_seed(0)
+    model.initialize(x, **more)
+    seen = {}
+    for name, conv in convolutions(model).items():
+        conv.register_forward_hook(lambda _, inputs, y, name=name: seen.update({name: y}))
+    torch.manual_seed(0)  # the same dropout
+    with torch.no_grad():
+        model.log_prob(x, **more)
+    assert seen.keys() == before.keys()
+    for name, conv in convolutions(model).items():
+        var, mean = torch.var_mean(seen[name], (0, 2, 3), correction=0)
+        want = 0.1 if name.endswith("second.conv") else 1.0  # as the paper's code has it
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(var.sqrt(), want * torch.ones_like(var), rtol=1e-5, atol=0)
+        cosine = torch.cosine_similarity(weights_of(conv), before[name])
+        torch.testing.assert_close(cosine, torch.ones_like(cosine), msg=f"{name} turned")
+    assert sum(name.endswith("second.conv") for name in seen) == 2 * (2 * 2 + 1)
+
+
+def test_what_cannot_be_initialized():
+    message = "initialize: expected weight_norm, and an image at least"
+    with pytest.raises(ValueError, match=message):
+        small(weight_norm=False).initialize(torch.zeros(1, 1, 4, 5, dtype=torch.int64))
+    model = small()
+    with pytest.raises(ValueError, match=message):
+        model.initialize(torch.zeros(0, 1, 4, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="expected levels"):
+        model.initialize(torch.full((1, 1, 4, 5), 5))
+    assert not any(conv._forward_hooks for conv in convolutions(model).values())
+
+
+class Sizes:
+    """What `images.prepare` takes of a model of images."""
+
+    def build(self, images, levels, seed):
+        C, H, W = images.shape
+        return PixelCNNpp(1, 6, 1, 2, 0.0, levels, C, height=H, width=W)
+
+
+def test_training_begins_with_it(tmp_path):
+    pixels = torch.randint(256, (40, 6, 6), generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "images.npz", images=pixels.numpy().astype(np.uint8))
+    options = {"levels": 256, "binarize": "dynamic", "seed": 0}
+    torch.manual_seed(0)
+    model, source, _ = prepare(Sizes(), str(tmp_path / "images.npz"), **options)
+    y = []
+    model.out.register_forward_hook(lambda _, inputs, out: y.append(out.detach()))
+    model.log_prob(*source.batch(0, 16))
+    var, mean = torch.var_mean(y[0], (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
+    torch.testing.assert_close(var, torch.ones_like(var), rtol=1e-3, atol=0)
+    more = {"batch_size": 4, "progress": False, "validate_every": 9, "save_every": 1}
+    train(model, source, out=tmp_path / "run", steps=2, **more)
+    torch.manual_seed(1)
+    other, source, _ = prepare(Sizes(), str(tmp_path / "images.npz"), **options)
+    averaged = train(other, source, out=tmp_path / "run", steps=3, **more)
+    torch.manual_seed(0)
+    whole, source, _ = prepare(Sizes(), str(tmp_path / "images.npz"), **options)
+    want = train(whole, source, out=tmp_path / "whole", steps=3, **more)
+    for name, tensor in want.state_dict().items():  # as if it had not been stopped
+        assert torch.equal(averaged.state_dict()[name], tensor), name
 
 
 def test_the_config_makes_an_equal_model(model, tmp_path):

@@ -1,8 +1,11 @@
 """PixelCNN++, an autoregressive model of images in several resolutions (Salimans et al. 2017)."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from .. import kernels
 from . import mixture
@@ -90,10 +93,10 @@ class PixelCNNpp(Raster):
         p(pixel | ...) = sum_m pi_m prod_c p(x_c | mean_mc + sum_(d < c) k_mcd x_d, scale_mc)
 
     with the discretized logistics of `mixture`; pi, means, scales and k are what the network says
-    of the pixels before. `classes` and `cond_channels` add biases to each resnet. Without the
-    paper's weight normalization, and its initialization from data. (Salimans et al. 2017,
-    "PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other
-    Modifications".)
+    of the pixels before. `classes` and `cond_channels` add biases to each resnet. With
+    `weight_norm` the weights of an output are g v / |v|, and `initialize` fits g to data (Salimans
+    and Kingma 2016, "Weight Normalization"). (Salimans et al. 2017, "PixelCNN++: Improving the
+    PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications".)
 
     Raises ValueError for sizes that do not fit.
     """
@@ -111,10 +114,12 @@ class PixelCNNpp(Raster):
         cond_channels=0,
         height=32,
         width=32,
+        weight_norm=True,
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        sizes = {k: v for k, v in self.config.items() if k not in ("dropout", "colors")}
+        others = ("dropout", "colors", "weight_norm")
+        sizes = {k: v for k, v in self.config.items() if k not in others}
         check_sizes("PixelCNNpp", colors, **sizes)
         if not 0 <= dropout < 1:
             raise ValueError(f"PixelCNNpp: dropout: expected 0 <= dropout < 1, got {dropout}")
@@ -138,6 +143,11 @@ class PixelCNNpp(Raster):
             for i in range(stages)
         )
         self.out = nn.Conv2d(channels, mixtures * (1 + 2 * colors + colors * (colors - 1) // 2), 1)
+        for conv in convolutions(self) if weight_norm else ():
+            nn.init.normal_(conv.weight, std=0.05)
+            nn.init.zeros_(conv.bias)
+            # of a weight (in, out, ...) where an image is doubled
+            parametrizations.weight_norm(conv, dim=int(isinstance(conv, nn.ConvTranspose2d)))
 
     @property
     def stride(self):
@@ -151,6 +161,29 @@ class PixelCNNpp(Raster):
         # two convolutions in each resnet of both passes see a row more, at their resolution
         seen = sum(2**i * (2 * (2 * resnets + 1) + 2) for i in range(stages))
         return seen + 2 * self.stride
+
+    @torch.no_grad()
+    def initialize(self, x, label=None, cond=None):
+        """Fit g and biases so that of a batch each convolution's outputs have mean 0, variance 1.
+
+        The last convolutions of resnets get a standard deviation of 0.1 instead, as the paper's
+        code has it. Once, before training, by a first batch of data.
+        x, label, cond: as in `forward`
+        Raises ValueError of a model without weight_norm, for no image, and as `forward`.
+        """
+        x, cond = self.inputs(x, label, cond)
+        if not (self.config["weight_norm"] and x.numel()):
+            raise ValueError("PixelCNNpp: initialize: expected weight_norm, and an image at least")
+        last = {net.second.conv for net in self.modules() if isinstance(net, GatedResnet)}
+        hooks = [
+            conv.register_forward_hook(functools.partial(standardize, 0.1 if conv in last else 1.0))
+            for conv in convolutions(self)
+        ]
+        try:
+            self.outputs(x, label, cond)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def outputs(self, x, label, cond):
         """What the network says of the pixels of x (B, C, H, W), in [-1, 1].
@@ -229,6 +262,23 @@ class PixelCNNpp(Raster):
 
     def sample_cached(self, *inputs):
         raise ValueError("PixelCNNpp has no cached sampler: use method 'jacobi' or 'naive'")
+
+
+def convolutions(model):
+    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+
+
+def standardize(std, conv, inputs, y):
+    """Give a normalized convolution outputs of mean 0 and `std`, where they are y now.
+
+    y: (B, C, H, W)    returns: what they become
+    """
+    var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+    scale = std / torch.sqrt(var + 1e-8)
+    g = conv.parametrizations.weight.original0  # of outputs, with ones for the other dimensions
+    g.mul_(scale.view_as(g))
+    conv.bias.sub_(mean).mul_(scale)
+    return (y - mean[:, None, None]) * scale[:, None, None]
 
 
 def shift_down(x):
