@@ -26,7 +26,7 @@ def table(op):
 
 # the most of a size that Triton's interpreter has patience for
 PATIENCE = {
-    "logistic_mixture": {"B": 2, "M": 2},
+    "logistic_mixture": {"B": 2, "C": 3, "M": 2},
     "wavenet_sample": {"T": 2, "P": 2},
     "pixelcnn_sample": {"H": 2, "W": 3, "L": 2, "n": 17},
 }
