@@ -7,7 +7,7 @@ namespace fastgen::FASTGEN_ISA {
 namespace {
 
 constexpr int64_t TILE = 64; // places that a row of a tile has
-constexpr int64_t RUN = 16;  // tiles of a task
+constexpr int64_t RUN = 8;   // tiles of a task
 
 template <class real> struct Mixture {
   static constexpr int W = LANES<real>;
@@ -62,13 +62,13 @@ template <class real> struct Mixture {
       }
   }
 
-  // A component's p, but for the sums of softmaxes: e^t f.
+  // A component's p, but for the sum of the softmax: e^t 2^power above / below.
   struct Part {
-    v t, above, below; // f is above / below
-    integers power;    // that above is to be multiplied by: of 2
+    v t, above, below;
+    integers power;
   };
 
-  // Multiply a part by the mass of color c; `slope`: at its mean and its log-scale.
+  // Multiply a part by a color's mass; GRAD: the slopes of its logarithm at mean and log-scale.
   template <bool GRAD> void add_mass(Part& part, v mean, v s, v x, v end, v* dmean, v* ds) const {
     const real half = real(1. / double(classes - 1)), most = 60;
     const auto first = end < 0, last = end > 0;

@@ -289,6 +289,19 @@ def conv_error(dtype, device):
     )
 
 
+def mixture_error(dtype, device):
+    """How far the values and gradients of `kernels.logistic_mixture` are off, of the largest."""
+    torch.manual_seed(0)
+    codes = torch.randint(9, (2, 3, 11, 19))
+    params = torch.randn(2, 50, 11, 19, dtype=torch.float64)
+    return gradients_error(
+        lambda v: kernels.logistic_mixture_ref(v, codes, 9),
+        lambda v: kernels.logistic_mixture(v, codes.to(device), 9),
+        [params],
+        {"dtype": getattr(torch, dtype), "device": device},
+    )
+
+
 def gradients_error(ref, fn, inputs, place):
     """How far values and gradients of `fn` are off those of `ref` in float64, of the largest."""
     values = []
@@ -313,4 +326,5 @@ SELF_TESTS = {  # kernel: its error, in which dtypes
     "masked_stack_sample": (stack_error, ("float64", "float32")),
     "masked_conv2d": (conv_error, ("float64", "float32")),
     "pixelcnn_layer": (pixelcnn_error, ("float64", "float32")),
+    "logistic_mixture": (mixture_error, ("float64", "float32")),
 }
