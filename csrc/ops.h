@@ -123,7 +123,8 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
       void* logits,              /* (n, C, H, W, A) real, out; or null */                          \
       int64_t* failed,           /* (n,): where the logits are not finite, else -1, out */         \
       int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t A, int64_t threads);          \
-  /* One layer of a gated PixelCNN, for training: kernels/pixelcnn_layer.py has the math. */       \
+  /* One layer of a gated PixelCNN, for training: kernels/pixelcnn_layer.py has the math.          \
+     Images are (B, H, W, channels) where `last`. */                                               \
   void pixelcnn_layer(int64_t dtype,        /* of every pointer here: 0 float32, 1 float64 */      \
                       const void* v,        /* (B, V, H, W) */                                     \
                       const void* h,        /* (B, C, H, W) */                                     \
@@ -140,7 +141,8 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
                       void* h_out,          /* (B, O, H, W) */                                     \
                       void* saved, /* (tiles, 4P, columns): a_v, tanh and sigmoid; or null */      \
                       int64_t B, int64_t V, int64_t C, int64_t P, int64_t O, int64_t H, int64_t W, \
-                      int64_t k, int64_t rows, int64_t cols, int64_t residual, int64_t threads);   \
+                      int64_t k, int64_t rows, int64_t cols, int64_t residual, int64_t last,       \
+                      int64_t threads);                                                            \
   /* The gradients of pixelcnn_layer. */                                                           \
   void pixelcnn_layer_backward(int64_t dtype, /* of every pointer here: 0 float32, 1 float64 */    \
                                const void* dv_out,   /* (B, P, H, W), or null */                   \
@@ -160,7 +162,7 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
                                void* dconds, /* (B, 4P): of cond_v, of cond_h */                   \
                                int64_t B, int64_t V, int64_t C, int64_t P, int64_t O, int64_t H,   \
                                int64_t W, int64_t k, int64_t rows, int64_t cols, int64_t residual, \
-                               int64_t threads);                                                   \
+                               int64_t last, int64_t threads);                                     \
   }
 FASTGEN_EACH_ISA(FASTGEN_DECLARE)
 

@@ -30,12 +30,12 @@ template <class real> struct Forward {
                       s.pitch(), line, a_h, all, s.N());
     product(G, N, G, link, G, a_v, all, a_h, all);
     activate(a_v, nullptr, g, N);
-    put(v_out, g, s.P, i);
+    put(s, v_out, g, s.P, i);
     activate(a_h, saved ? a_h : nullptr, g, N);
     for (int64_t o = 0; o < s.O; ++o)
       for (int64_t j = 0; j < i.n; ++j) begin(out + o * all + j * s.N(), o, y, j);
     product(s.O, N, s.P, res, s.P, g, all, out, all);
-    put(h_out, out, s.O, i);
+    put(s, h_out, out, s.O, i);
   }
 
   // a = bias + cond
@@ -66,13 +66,6 @@ template <class real> struct Forward {
         store(gates + j, f), store(gates + half + j, o);
       }
   }
-
-  void put(real* to, const real* from, int64_t channels, const Tile& i) const {
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t j = 0; j < i.n; ++j)
-        copy(to + ((i.b * channels + c) * s.H + i.y + j) * s.W, from + c * s.columns() + j * s.N(),
-             s.W);
-  }
 };
 
 // (2P, channels, taps) -> (2P, taps, channels)
@@ -91,8 +84,8 @@ void pixelcnn_layer(int64_t dtype, const void* v, const void* h, const void* v_w
                     const void* res, const void* res_bias, const void* cond_v, const void* cond_h,
                     void* v_out, void* h_out, void* saved, int64_t B, int64_t V, int64_t C,
                     int64_t P, int64_t O, int64_t H, int64_t W, int64_t k, int64_t rows,
-                    int64_t cols, int64_t residual, int64_t threads) {
-  const Sizes s{B, V, C, P, O, H, W, k, rows, cols, residual != 0};
+                    int64_t cols, int64_t residual, int64_t last, int64_t threads) {
+  const Sizes s{B, V, C, P, O, H, W, k, rows, cols, residual != 0, last != 0};
   const auto call = [&](auto zero) {
     using real = decltype(zero);
     using in = const real*;

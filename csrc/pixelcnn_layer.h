@@ -19,7 +19,7 @@ namespace {
 // Taps of the vertical stack are rows x k, of the horizontal one the first `cols` of r + 1.
 struct Sizes {
   int64_t B, V, C, P, O, H, W, k, rows, cols;
-  bool residual;
+  bool residual, last; // last: images are (H, W, channels)
   int64_t r() const { return k / 2; }
   int64_t N() const { return padded(W); }                 // columns of a row
   int64_t n() const { return pixelcnn_layer_rows(H, W); } // rows of a tile
@@ -116,24 +116,10 @@ void tap_product(const Taps& taps, int64_t images, int64_t rows, int64_t N, int6
     tap_product<real, M / 2>(taps, images, rows, N, K, a, am, next, b, bk, b_next, c, cm, c_next);
 }
 
-// Rows [first, first + rows) of an image of `channels`, into a block (rows, channels, pitch) whose
-// margins of r are zero already; rows outside [0, H) become zero.
+// to (columns x rows, `wide` apart) = the transpose of from (rows x columns, `stride` apart).
 template <class real>
-void take(const Sizes& s, real* block, const real* image, int64_t channels, int64_t first,
-          int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < channels; ++c) {
-      real* to = block + (i * channels + c) * s.pitch() + s.r();
-      const int64_t y = first + i;
-      y < 0 || y >= s.H ? clear(to, s.W) : copy(to, image + (c * s.H + y) * s.W, s.W);
-    }
-}
-
-// to (columns x padded(rows)) = the transpose of from (rows x columns), rows `stride` apart.
-template <class real>
-void turn(real* to, const real* from, int64_t stride, int64_t rows, int64_t columns) {
+void turn(real* to, int64_t wide, const real* from, int64_t stride, int64_t rows, int64_t columns) {
   constexpr int W = LANES<real>;
-  const int64_t wide = padded(rows);
   for (int64_t j = 0; j < columns; j += W) {
     int64_t c = 0;
     for (; j + W <= columns && c + W <= rows; c += W)
@@ -141,6 +127,42 @@ void turn(real* to, const real* from, int64_t stride, int64_t rows, int64_t colu
     for (; c < rows; ++c)
       for (int64_t l = j; l < min(j + W, columns); ++l) to[l * wide + c] = from[c * stride + l];
   }
+}
+
+// Row y of an image, to a row of `stride` for each channel; zero outside the image.
+template <class real>
+void take_row(const Sizes& s, real* to, int64_t stride, const real* image, int64_t channels,
+              int64_t y) {
+  if (s.last && y >= 0 && y < s.H)
+    return turn(to, stride, image + y * s.W * channels, channels, s.W, channels);
+  for (int64_t c = 0; c < channels; ++c, to += stride)
+    y < 0 || y >= s.H ? clear(to, s.W) : copy(to, image + (c * s.H + y) * s.W, s.W);
+}
+
+// Row y of an image, from a row of `stride` for each channel.
+template <class real>
+void put_row(const Sizes& s, real* image, const real* from, int64_t stride, int64_t channels,
+             int64_t y) {
+  if (s.last) return turn(image + y * s.W * channels, channels, from, stride, channels, s.W);
+  for (int64_t c = 0; c < channels; ++c, from += stride)
+    copy(image + (c * s.H + y) * s.W, from, s.W);
+}
+
+// Rows [first, first + rows) of an image of `channels`, into a block (rows, channels, pitch) whose
+// margins of r are zero already; rows outside [0, H) become zero.
+template <class real>
+void take(const Sizes& s, real* block, const real* image, int64_t channels, int64_t first,
+          int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i, block += channels * s.pitch())
+    take_row(s, block + s.r(), s.pitch(), image, channels, first + i);
+}
+
+// A tile of an image, from rows of all channels.
+template <class real>
+void put(const Sizes& s, real* to, const real* from, int64_t channels, const Tile& i) {
+  to += i.b * channels * s.H * s.W;
+  for (int64_t j = 0; j < i.n; ++j)
+    put_row(s, to, from + j * s.N(), s.columns(), channels, i.y + j);
 }
 
 // Runs of tiles of a job, on workers with some memory of their own.

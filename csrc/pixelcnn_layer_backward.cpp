@@ -9,6 +9,18 @@ namespace {
 
 constexpr int64_t RUNS = 16; // at most
 
+// A tile of a gradient, zero beyond the image; a null one is zero.
+template <class real>
+void get(const Sizes& s, real* to, const real* from, int64_t channels, const Tile& i) {
+  for (int64_t j = 0; j < i.n; ++j) {
+    const int64_t n = from ? s.W : 0;
+    for (int64_t c = 0; c < channels; ++c) clear(to + c * s.columns() + j * s.N() + n, s.N() - n);
+    if (n)
+      take_row(s, to + j * s.N(), s.columns(), from + i.b * channels * s.H * s.W, channels,
+               i.y + j);
+  }
+}
+
 // da, and the sums of each run.
 template <class real> struct Activations {
   Sizes s;
@@ -42,7 +54,7 @@ template <class real> struct Activations {
     real *g = x + blocks(), *dg = g + s.P * all, *dy = dg + s.P * all, *turned = dy + s.O * all;
     const real *a_v = saved + i.index * 2 * G * all, *gates = a_v + G * all;
     real *da_v = da + i.index * 2 * G * all, *da_h = da_v + G * all;
-    get(dy, dh_out, s.O, i);
+    get(s, dy, dh_out, s.O, i);
     clear(dg, s.P * all);
     product(s.P, N, s.O, res_t, s.O, dy, all, dg, all);
     for (int64_t p = 0; p < s.P * all; p += all)
@@ -51,7 +63,7 @@ template <class real> struct Activations {
         store(g + j, f * o);
         shut(da_h, j, f, o, load(dg + j));
       }
-    get(dg, dv_out, s.P, i);
+    get(s, dg, dv_out, s.P, i);
     for (int64_t p = 0; p < s.P * all; p += all)
       for (int64_t j = p; j < p + N; j += LANES<real>)
         shut(da_v, j, tanh<real>(load(a_v + j)), sigmoid<real>(load(a_v + s.P * all + j)),
@@ -77,40 +89,44 @@ template <class real> struct Activations {
     return all;
   }
 
-  // A tile of a gradient, zero beyond the image; a null one is zero.
-  void get(real* to, const real* from, int64_t channels, const Tile& i) const {
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t j = 0; j < i.n; ++j) {
-        real* row = to + c * s.columns() + j * s.N();
-        const int64_t n = from ? s.W : 0;
-        if (n) copy(row, from + ((i.b * channels + c) * s.H + i.y + j) * s.W, n);
-        clear(row + n, s.N() - n);
-      }
-  }
-
   void add_sums(const Tile& i, real* x, const real* g, const real* dy, const real* a_v,
                 const real* da_v, real* turned, real* sum) const {
     const int64_t G = 2 * s.P, all = s.columns(), N = i.n * s.N(), image = s.H * s.W;
     const real* da_h = da_v + G * all;
     real* y = x + padded(s.V * v_block());
-    turn(turned, a_v, all, G, N);
+    turn(turned, padded(G), a_v, all, G, N);
     product(G, padded(G), N, da_h, all, turned, padded(G), sum + link_sums(), padded(G));
-    turn(turned, g, all, s.P, N);
+    turn(turned, padded(s.P), g, all, s.P, N);
     product(s.O, padded(s.P), N, dy, all, turned, padded(s.P), sum + res_sums(), padded(s.P));
-    take(s, x, v + i.b * s.V * image, s.V, i.y - s.r(), i.n + s.r());
     const int64_t wide = padded(s.V), deep = padded(s.C), row = s.pitch();
-    for (int64_t j = 0; j < i.n + s.r(); ++j)
-      turn(turned + j * row * wide, x + j * s.V * row, row, s.V, row);
+    take_turned(turned, x, v + i.b * s.V * image, s.V, i.y - s.r(), i.n + s.r());
     for (int64_t t = 0; t < s.rows * s.k; ++t)
       tap_product<real>({i.n, 1, row * wide, 0}, 1, G, wide, s.W, da_v, all, s.N(),
                         turned + (t / s.k * row + t % s.k) * wide, wide, 0, sum + t * G * wide,
                         wide, 0);
-    take(s, y, h + i.b * s.C * image, s.C, i.y, i.n);
-    for (int64_t j = 0; j < i.n; ++j)
-      turn(turned + j * row * deep, y + j * s.C * row, row, s.C, row);
+    take_turned(turned, y, h + i.b * s.C * image, s.C, i.y, i.n);
     for (int64_t t = 0; t < s.cols; ++t)
       tap_product<real>({i.n, 1, row * deep, 0}, 1, G, deep, s.W, da_h, all, s.N(),
                         turned + t * deep, deep, 0, sum + h_sums() + t * G * deep, deep, 0);
+  }
+
+  // Rows [first, first + rows) of an image, into a block (rows, pitch, padded(channels)) with zeros
+  // around the image; `block` is one as take() wants it.
+  void take_turned(real* to, real* block, const real* image, int64_t channels, int64_t first,
+                   int64_t rows) const {
+    const int64_t wide = padded(channels), row = s.pitch();
+    if (!s.last) take(s, block, image, channels, first, rows);
+    for (int64_t j = 0; j < rows; ++j, to += row * wide) {
+      const int64_t y = first + j, W = y >= 0 && y < s.H ? s.W : 0;
+      if (!s.last) {
+        turn(to, wide, block + j * channels * row, row, channels, row);
+        continue;
+      }
+      clear(to, s.r() * wide);
+      for (int64_t x = 0; x < W; ++x)
+        copy(to + (s.r() + x) * wide, image + (y * s.W + x) * channels, channels);
+      clear(to + (s.r() + W) * wide, (row - s.r() - W) * wide);
+    }
   }
 };
 
@@ -134,14 +150,14 @@ template <class real> struct Inputs {
       clear(to, s.V * s.columns());
       tap_product<real>({taps, s.k, -row, -1}, i.n, s.V, s.N(), G, v_taps, taps * G, G,
                         x + r * row + 2 * r, s.pitch(), row, to, s.columns(), s.N());
-      put(dv, nullptr, to, s.V, i);
+      put(s, dv, to, s.V, i);
     }
     if (!dh) return;
     take_rows(x, i, G, i.n);
-    clear(to, s.C * s.columns());
+    get(s, to, s.residual ? dh_out : nullptr, s.C, i);
     tap_product<real>({s.cols, s.k, 0, -1}, i.n, s.C, s.N(), G, h_taps, s.cols * G, G, x + 2 * r,
                       s.pitch(), row, to, s.columns(), s.N());
-    put(dh, s.residual ? dh_out : nullptr, to, s.C, i);
+    put(s, dh, to, s.C, i);
   }
 
   // Rows of da from those of a tile on, 2P channels from `first` on, into a block.
@@ -155,17 +171,6 @@ template <class real> struct Inputs {
           copy(to, da + (tile * 2 * G + first + c) * s.columns() + y % s.n() * s.N(), s.W);
         else
           clear(to, s.W);
-      }
-  }
-
-  void put(real* to, const real* more, const real* from, int64_t channels, const Tile& i) const {
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t j = 0; j < i.n; ++j) {
-        const int64_t at = ((i.b * channels + c) * s.H + i.y + j) * s.W;
-        const real* row = from + c * s.columns() + j * s.N();
-        copy(to + at, row, s.W);
-        if (more)
-          for (int64_t x = 0; x < s.W; ++x) to[at + x] += more[at + x];
       }
   }
 };
@@ -256,8 +261,9 @@ void pixelcnn_layer_backward(int64_t dtype, const void* dv_out, const void* dh_o
                              void* dv, void* dh, void* dv_weight, void* dh_weight, void* dlink,
                              void* dres, void* dres_bias, void* dconds, int64_t B, int64_t V,
                              int64_t C, int64_t P, int64_t O, int64_t H, int64_t W, int64_t k,
-                             int64_t rows, int64_t cols, int64_t residual, int64_t threads) {
-  const Sizes s{B, V, C, P, O, H, W, k, rows, cols, residual != 0};
+                             int64_t rows, int64_t cols, int64_t residual, int64_t last,
+                             int64_t threads) {
+  const Sizes s{B, V, C, P, O, H, W, k, rows, cols, residual != 0, last != 0};
   const auto call = [&](auto zero) {
     using real = decltype(zero);
     using in = const real*;

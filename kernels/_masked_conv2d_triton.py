@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._triton import INTERPRET, at, dot, rounded
+from ._triton import INTERPRET, along, at, dot, down, rounded, share
 from ._tuned import constants
 
 SPAN = 4096  # pixels, at least
@@ -50,14 +50,52 @@ def moved(pixel, tap, H, W, above, left, KW, dh, dw):
     return i * W + j, (i >= 0) & (i < H) & (j >= 0) & (j < W)
 
 
+@triton.jit
+def convolve(
+    sum,  # (ROWS, COLUMNS)
+    weight,  # (rows, live C)
+    row,
+    rows,
+    x,
+    pixel,
+    C,
+    first,  # of the C channels
+    channels,  # of x in all
+    H,
+    W,
+    live,
+    above,
+    left,
+    KW,
+    dh,
+    dw,
+    LAST: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """sum, and the sum over taps of weight times the pixels that they see."""
+    for k in tl.range(0, tl.cdiv(live * C, DEPTH), num_stages=STAGES):
+        a = k * DEPTH + tl.arange(0, DEPTH)[None, :]
+        w = read(weight, at(row, live * C, a), (row < rows) & (a < live * C))
+        c = k * DEPTH + tl.arange(0, DEPTH)[:, None]
+        seen, inside = moved(pixel, c // C, H, W, above, left, KW, dh, dw)
+        inside = inside & (c < live * C) & (pixel < H * W)
+        v = read(x, place(first + c % C, seen, channels, H, W, LAST), inside)
+        sum = dot(w, v, sum)
+    return sum
+
+
 SIZES = ["C", "O", "H", "W", "groups", "live", "above", "left", "KW", "dh", "dw"]
+# one binary for every address: sizes leave no load that is known to be aligned
+IMAGES = ["x", "weight", "bias", "more", "y"]
 
 
-@triton.jit(do_not_specialize=[*SIZES, "biased"])
+@triton.jit(do_not_specialize=[*SIZES, "biased", "added"], do_not_specialize_on_alignment=IMAGES)
 def conv_kernel(
     x,  # (B, groups C, H, W), or (B, H, W, groups C) where LAST
     weight,  # (groups O, live C)
     bias,  # (groups O,) where `biased`
+    more,  # as y, where `added`
     y,  # (B, groups O, H, W), or (B, H, W, groups O)
     C,  # of a group, as O is
     O,
@@ -71,37 +109,36 @@ def conv_kernel(
     dh,  # less than 0: the transpose
     dw,
     biased,
+    added,
     LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """y = bias + the sum over taps of weight times the pixels that they see."""
-    across, pixels = tl.cdiv(O, ROWS), H * W
-    n, block = tl.program_id(0) // across, tl.program_id(0) % across
-    pixel = n % tl.cdiv(pixels, COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    n = n // tl.cdiv(pixels, COLUMNS)
-    b, group = n // groups, n % groups
-    row = block * ROWS + tl.arange(0, ROWS)[:, None]
-    x += at(b, groups * C, 0) * pixels
+    """y = more + bias + the sum over taps of weight times the pixels that they see."""
+    n, i, pixel = share(tl.program_id(0), O, H * W, ROWS, COLUMNS)
+    b, group, row, pixel = n // groups, n % groups, down(i, ROWS), along(pixel, COLUMNS)
+    x += at(b, groups * C, 0) * (H * W)
+    weight += at(group * O, live * C, 0)
     sum = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in tl.range(0, tl.cdiv(live * C, DEPTH), num_stages=STAGES):
-        a = k * DEPTH + tl.arange(0, DEPTH)[None, :]
-        w = read(weight, at(group * O + row, live * C, a), (row < O) & (a < live * C))
-        c = k * DEPTH + tl.arange(0, DEPTH)[:, None]
-        seen, inside = moved(pixel, c // C, H, W, above, left, KW, dh, dw)
-        inside = inside & (c < live * C) & (pixel < pixels)
-        v = read(x, place(group * C + c % C, seen, groups * C, H, W, LAST), inside)
-        sum = dot(w, v, sum)
+    taps = (live, above, left, KW, dh, dw)
+    sum = convolve(
+        sum, weight, row, O, x, pixel, C, group * C, groups * C, H, W, *taps, LAST, DEPTH, STAGES
+    )
     if biased > 0:
         sum += read(bias, group * O + row, row < O).to(tl.float32)
-    y += at(b, groups * O, 0) * pixels
-    to = place(group * O + row, pixel, groups * O, H, W, LAST)
-    tl.store(y + to, rounded(sum, y.dtype.element_ty), mask=(row < O) & (pixel < pixels))
+    to = at(b, groups * O, 0) * (H * W) + place(group * O + row, pixel, groups * O, H, W, LAST)
+    mask = (row < O) & (pixel < H * W)
+    if added > 0:
+        sum += read(more, to, mask).to(tl.float32)
+    tl.store(y + to, rounded(sum, y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "B", "span"])
+@triton.jit(
+    do_not_specialize=[*SIZES, "B", "span"],
+    do_not_specialize_on_alignment=["dy", "x", "dweight"],
+)
 def dweight_kernel(
     dy,  # as y
     x,
@@ -155,7 +192,7 @@ def dweight_kernel(
 def forward(x, live, bias, y, k, dilation, groups, last):
     """Write y of `_masked_conv2d`."""
     weight = live.transpose(1, 2).contiguous()  # (O, live, C)
-    conv(x, weight, bias, y, k, dilation, groups, last)
+    conv(x, weight, bias, None, y, k, dilation, groups, last, choose(x))
 
 
 def backward(dy, x, live, dx, dlive, k, dilation, groups, last):
@@ -164,29 +201,35 @@ def backward(dy, x, live, dx, dlive, k, dilation, groups, last):
     if dx is not None:
         weight = live.unflatten(0, (groups, O // groups)).permute(0, 2, 3, 1)  # (g, C, live, O)
         weight = weight.reshape(groups * C, count, O // groups).contiguous()
-        conv(dy, weight, None, dx, k, [-d for d in dilation], groups, last)
+        conv(dy, weight, None, None, dx, k, [-d for d in dilation], groups, last, choose(x))
     if dlive is not None:
-        B, (H, W) = x.shape[0], x.shape[1:3] if last else x.shape[2:]
-        span = max(SPAN, -(-B * H * W // SPANS))
-        parts, chosen = -(-B * H * W // span), choose(x)
-        sums = x.new_zeros(parts, O, count, C, dtype=torch.float32)
-        programs = blocks(O // groups, chosen["ROWS"]) * blocks(count * C, chosen["COLUMNS"])
-        sizes = (C, O // groups, H, W, groups, count, k[0] // 2, k[1] // 2, k[1], *dilation)
-        launch(
-            dweight_kernel, parts * groups * programs, dy, x, sums, B, *sizes, span, last, chosen
-        )
-        dlive.copy_(sums.sum(0).transpose(1, 2))
+        dweight(dy, x, dlive, k, dilation, groups, last, choose(x))
 
 
-def conv(x, weight, bias, y, k, dilation, groups, last):
-    """y = the taps of weight (groups O, live, C) over x, transposed for dilations below 0."""
+def conv(x, weight, bias, more, y, k, dilation, groups, last, chosen):
+    """y = bias + more + the taps of weight (groups O, live, C) over x; bias and more may be None.
+
+    Transposed for dilations below 0.
+    """
     B, (H, W), (O, live, C) = x.shape[0], x.shape[1:3] if last else x.shape[2:], weight.shape
-    chosen = choose(x)
     programs = blocks(O // groups, chosen["ROWS"]) * blocks(H * W, chosen["COLUMNS"])
     sizes = (C, O // groups, H, W, groups, live, k[0] // 2, k[1] // 2, k[1], *dilation)
-    biased = weight if bias is None else bias
-    args = (x, weight, biased, y, *sizes, int(bias is not None), last, chosen)
-    launch(conv_kernel, B * groups * programs, *args)
+    flags = (int(bias is not None), int(more is not None))
+    args = (x, weight, weight if bias is None else bias, y if more is None else more, y)
+    launch(conv_kernel, B * groups * programs, *args, *sizes, *flags, last, chosen)
+
+
+def dweight(dy, x, dlive, k, dilation, groups, last, chosen):
+    """dlive (O, C, live): the sum over all pixels of dy times what the taps see."""
+    O, C, count = dlive.shape
+    B, (H, W) = x.shape[0], x.shape[1:3] if last else x.shape[2:]
+    span = max(SPAN, -(-B * H * W // SPANS))
+    parts = -(-B * H * W // span)
+    sums = x.new_zeros(parts, O, count, C, dtype=torch.float32)
+    programs = blocks(O // groups, chosen["ROWS"]) * blocks(count * C, chosen["COLUMNS"])
+    sizes = (C, O // groups, H, W, groups, count, k[0] // 2, k[1] // 2, k[1], *dilation)
+    launch(dweight_kernel, parts * groups * programs, dy, x, sums, B, *sizes, span, last, chosen)
+    dlive.copy_(sums.sum(0).transpose(1, 2))
 
 
 def launch(kernel, programs, *args):

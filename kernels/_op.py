@@ -113,6 +113,45 @@ def may_wait(x):
     return not (torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode())
 
 
+def cast(inputs):
+    """The inputs as autocast, where it is on, would have them."""
+    kind = inputs[0].device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return inputs
+    dtype = torch.get_autocast_dtype(kind)
+    wide = (None, torch.float64)
+    return [v if getattr(v, "dtype", None) in wide else v.to(dtype) for v in inputs]
+
+
+def fit(op, names, inputs, shapes, dtypes):
+    """Raise ValueError or TypeError unless each input has its shape, the first one's device and
+    dtype, and that is one of `dtypes`. What is None is left out."""
+    first = inputs[0]
+    for name, v, shape in zip(names, inputs, shapes, strict=True):
+        if v is not None:
+            expect(v.shape == shape, f"{op}: {name}", shape, tuple(v.shape))
+            expect(v.device == first.device, f"{op}: {name}", first.device, v.device)
+            expect(v.dtype == first.dtype, f"{op}: {name}", first.dtype, v.dtype, TypeError)
+    expect(first.dtype in dtypes, op, "a floating dtype", first.dtype, TypeError)
+
+
+def expect(ok, what, expected, got, error=ValueError):
+    if not ok:
+        raise error(f"{what}: expected {expected}, got {got}")
+
+
+def graph(outputs, douts, inputs, needs):
+    """The gradients of the inputs that need one, else None, as a graph to be differentiated."""
+    pairs = zip(outputs, douts, strict=True)
+    pairs = [(y, dy) for y, dy in pairs if dy is not None and y is not None and y.requires_grad]
+    wanted = [v for v, needed in zip(inputs, needs, strict=True) if needed]
+    if not pairs or not wanted:
+        return [None] * len(needs)
+    (ys, dys), options = zip(*pairs, strict=True), {"create_graph": True, "allow_unused": True}
+    found = iter(torch.autograd.grad(ys, wanted, dys, **options))
+    return [next(found) if needed else None for needed in needs]
+
+
 def without_autocast(fn):
     """`fn` in the dtypes of its arguments, under autocast too."""
 

@@ -28,3 +28,22 @@ def dot(a, b, out):
     if INTERPRET:  # the interpreter would multiply the bits of bfloat16
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, out, input_precision="ieee")
+
+
+@triton.jit
+def down(start, N: tl.constexpr):
+    return start + tl.arange(0, N)[:, None]
+
+
+@triton.jit
+def along(start, N: tl.constexpr):
+    return start + tl.arange(0, N)[None, :]
+
+
+@triton.jit
+def share(p, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which example, from which row and which column on program p computes."""
+    across = tl.cdiv(rows, ROWS)
+    i = p // across
+    column = i % tl.cdiv(columns, COLUMNS) * COLUMNS
+    return i // tl.cdiv(columns, COLUMNS), p % across * ROWS, column

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._triton import INTERPRET, at, dot, rounded
+from ._triton import INTERPRET, along, at, dot, down, rounded, share
 from ._tuned import constants
 
 CHUNK = tl.constexpr(1024)  # a span of samples is a multiple
@@ -53,25 +53,6 @@ def write(x, value, row, rows, column, columns):
     """x[row, column] = value of (rows, columns), nothing outside."""
     mask = (row < rows) & (column < columns)
     tl.store(x + at(row, columns, column), rounded(value, x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def down(start, N: tl.constexpr):
-    return start + tl.arange(0, N)[:, None]
-
-
-@triton.jit
-def along(start, N: tl.constexpr):
-    return start + tl.arange(0, N)[None, :]
-
-
-@triton.jit
-def share(p, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which example, from which row and which column on program p computes."""
-    across = tl.cdiv(rows, ROWS)
-    i = p // across
-    column = i % tl.cdiv(columns, COLUMNS) * COLUMNS
-    return i // tl.cdiv(columns, COLUMNS), p % across * ROWS, column
 
 
 @triton.jit

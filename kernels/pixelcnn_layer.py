@@ -19,7 +19,22 @@ too; res_weight always does both. v sees earlier rows alone, whole. (van den Oor
 import torch
 import torch.nn.functional as F
 
-from ._op import LIB, launch, native, op, thread_count, transformed, warn_reference
+from ._op import (
+    LIB,
+    cast,
+    expect,
+    fit,
+    graph,
+    launch,
+    native,
+    on_triton,
+    op,
+    ready,
+    thread_count,
+    transformed,
+    warn_reference,
+)
+from .masked_conv2d import memory_format
 
 NAMES = (
     "v",
@@ -58,32 +73,53 @@ def pixelcnn_layer(
     """Both stacks of a gated PixelCNN's layer; with `residual`, h is added to h_out.
 
     What a mask shuts out has no influence whatever its weight is, and its gradient is zero.
-    bfloat16 and float16 are summed in float32; autocast casts every input to its dtype.
+    bfloat16 and float16 are summed in float32; autocast casts every input to its dtype. The memory
+    format of the outputs is that of v.
     returns: v_out (B, P, H, W) and h_out (B, O, H, W)
     Raises ValueError for shapes, devices, masks and colors that do not fit, TypeError for dtypes.
     """
     inputs = (v, h, v_weight, v_bias, h_weight, h_bias, link_weight, res_weight, res_bias)
     inputs = cast((*inputs, cond_v, cond_h))
     check(inputs, mask, colors, residual)
-    inputs, k = live(inputs, mask, colors), v_weight.shape[3]
-    empty = v.shape[2] * v.shape[3] == 0
-    if v.device.type not in ("cpu", "meta") or empty or transformed(inputs):
+    inputs, k, dtype = live(inputs, mask, colors), v_weight.shape[3], inputs[0].dtype
+    if v.shape[2] * v.shape[3] == 0 or transformed(inputs):
         return stacks(*inputs, k, residual)
-    if native is None:
+    if dtype != torch.float64 and on_triton(v, "pixelcnn_layer"):
+        from ._pixelcnn_layer_triton import check_sizes
+
+        check_sizes(*inputs[:3], inputs[7])
+        return run(inputs, k, residual)
+    if v.device.type in ("cpu", "meta") and native is not None:
+        if dtype in HALF:
+            inputs = [None if x is None else x.float() for x in inputs]
+        return tuple(y.to(dtype) for y in run(inputs, k, residual))
+    if v.device.type == "cpu":
         warn_reference("pixelcnn_layer")
-        return stacks(*inputs, k, residual)
-    dtype = inputs[0].dtype
-    if dtype in HALF:
-        inputs = [None if x is None else x.float() for x in inputs]
+    return stacks(*inputs, k, residual)
+
+
+def run(inputs, k, residual):
+    """v_out and h_out by the kernels, in v's memory format."""
+    v, h, *others = inputs
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    v_out, h_out, _ = _pixelcnn_layer(*inputs, k, residual, save)
-    return v_out.to(dtype), h_out.to(dtype)
+    last = memory_format(v) == torch.channels_last
+    if last:
+        v, h = v.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1)
+    v_out, h_out, _ = _pixelcnn_layer(v, h, *others, k, residual, save, last)
+    return (v_out.permute(0, 3, 1, 2), h_out.permute(0, 3, 1, 2)) if last else (v_out, h_out)
 
 
-def sizes(v, h, v_weight, h_weight, res_weight, k, residual):
-    """The sizes as the kernels take them."""
-    (B, V, H, W), C, (O, P) = v.shape, h.shape[1], res_weight.shape
-    return B, V, C, P, O, H, W, k, v_weight.shape[2], h_weight.shape[2], int(residual)
+def sizes(v, h, v_weight, h_weight, res_weight, k, residual, last):
+    """The sizes as the C++ kernels take them."""
+    B, V, H, W = (v.shape[0], v.shape[3], *v.shape[1:3]) if last else v.shape
+    (O, P), rows, cols = res_weight.shape, v_weight.shape[2], h_weight.shape[2]
+    C = h.shape[3 if last else 1]
+    return B, V, C, P, O, H, W, k, rows, cols, int(residual), int(last)
+
+
+def image(B, C, H, W, last):
+    """The shape of images in memory."""
+    return (B, H, W, C) if last else (B, C, H, W)
 
 
 @op
@@ -102,21 +138,32 @@ def _pixelcnn_layer(
     k: int,
     residual: bool,
     save: bool,
+    last: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns v_out, h_out and, with `save`, what the gradient needs: a_v, and a_h's tanh, sigmoid.
+    """Returns v_out, h_out and, with `save`, what the gradient needs.
 
-    The weights are the live ones: v_weight (2P, V, rows, k) and h_weight (2P, C, cols).
+    That is a_v and a_h, (2, images) on a GPU, else, in tiles, a_v and a_h's tanh and sigmoid.
+    The weights are the live ones: v_weight (2P, V, rows, k) and h_weight (2P, C, cols). `last`:
+    images are (B, H, W, C), and so are the outputs.
     """
-    (B, _, H, W), (O, P) = v.shape, res_weight.shape
-    v_out, h_out = v.new_empty(B, P, H, W), v.new_empty(B, O, H, W)
+    numbers = sizes(v, h, v_weight, h_weight, res_weight, k, residual, last)
+    B, _, _, P, O, H, W, *_ = numbers
+    v_out, h_out = (v.new_empty(image(B, n, H, W, last)) for n in (P, O))
+    inputs = (v, h, v_weight, v_bias, h_weight, h_bias, link_weight, res_weight, res_bias)
+    if on_triton(v, "pixelcnn_layer"):
+        saved = v.new_empty((2, *image(B, 2 * P, H, W, last)) if save else 0)
+        if ready((*inputs, cond_v, cond_h)):
+            from ._pixelcnn_layer_triton import forward
+
+            outputs = (v_out, h_out, saved if save else None)
+            forward(*inputs, cond_v, cond_h, *outputs, k, residual, last)
+        return v_out, h_out, saved
     rows = native.pixelcnn_layer_rows(H, W)
     saved = v.new_empty((B * -(-H // rows), 4 * P, rows * (-(-W // 16) * 16)) if save else 0)
-    inputs = (v, h, v_weight, v_bias, h_weight, h_bias, link_weight, res_weight, res_bias)
     launch(
         native.pixelcnn_layer,
         *(int(v.dtype == torch.float64), *inputs, cond_v, cond_h, v_out, h_out),
-        saved if save else None,
-        *(*sizes(v, h, v_weight, h_weight, res_weight, k, residual), thread_count()),
+        *(saved if save else None, *numbers, thread_count()),
     )
     return v_out, h_out, saved
 
@@ -134,63 +181,73 @@ def _pixelcnn_layer_backward(
     res_weight: torch.Tensor,
     k: int,
     residual: bool,
+    last: bool,
     needs_v: bool,
     needs_h: bool,
     needs_weights: bool,
 ) -> list[torch.Tensor]:
     """Returns dv, dh, those of the weights, dres_bias, dconds (B, 4P); empty where not needed."""
-    (O, P), weights = res_weight.shape, (v_weight, h_weight, link_weight, res_weight)
+    weights = (v_weight, h_weight, link_weight, res_weight)
+    numbers = sizes(v, h, v_weight, h_weight, res_weight, k, residual, last)
+    B, _, _, P, O, H, W, *_ = numbers
     dv, dh = v.new_empty(v.shape if needs_v else 0), h.new_empty(h.shape if needs_h else 0)
     dweights = [w.new_empty(w.shape if needs_weights else 0) for w in weights]
-    dres_bias, dconds = v.new_empty(O), v.new_empty(v.shape[0], 4 * P)
+    wide = torch.promote_types(v.dtype, torch.float32)
+    dres_bias, dconds = v.new_empty(O), v.new_empty(B, 4 * P, dtype=wide)
+    grads = [dv, dh, *dweights, dres_bias, dconds]
+    wanted = (dv if needs_v else None, dh if needs_h else None)
+    if on_triton(v, "pixelcnn_layer"):
+        if dh_out is None:
+            dh_out = v.new_zeros(image(B, O, H, W, last))
+        if ready((dv_out, dh_out, saved, v, h, *weights)):
+            from ._pixelcnn_layer_triton import backward as backward_triton
+
+            wanted = (*wanted, dweights if needs_weights else None, dres_bias, dconds)
+            backward_triton(dv_out, dh_out, saved, v, h, *weights, *wanted, k, residual, last)
+        return grads
     launch(
         native.pixelcnn_layer_backward,
         *(int(v.dtype == torch.float64), dv_out, dh_out, saved, v, h, *weights),
-        *(torch.empty_like(saved), dv if needs_v else None, dh if needs_h else None),
-        *(dweights if needs_weights else [None] * 4),
-        *(dres_bias, dconds),
-        *(*sizes(v, h, v_weight, h_weight, res_weight, k, residual), thread_count()),
+        *(torch.empty_like(saved), *wanted, *(dweights if needs_weights else [None] * 4)),
+        *(dres_bias, dconds, *numbers, thread_count()),
     )
-    return [dv, dh, *dweights, dres_bias, dconds]
+    return grads
 
 
 def setup_context(ctx, inputs, output):
-    *tensors, ctx.k, ctx.residual, _ = inputs
+    *tensors, ctx.k, ctx.residual, _, ctx.last = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.set_materialize_grads(False)
 
 
 def backward(ctx, dv_out, dh_out, _):
     *inputs, saved = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:11]
+    needs, options = ctx.needs_input_grad[:11], (ctx.k, ctx.residual, ctx.last)
     if dv_out is None and dh_out is None:
-        return (None,) * 14
+        return (None,) * 15
     if torch.is_grad_enabled():
-        grads = backward_ref(dv_out, dh_out, inputs, ctx.k, ctx.residual, needs)
+        grads = graph(in_memory(*inputs, *options), (dv_out, dh_out), inputs, needs)
     else:
         v, h, v_weight, _, h_weight, _, link_weight, res_weight, *_ = inputs
-        weights = any(needs[i] for i in (2, 4, 6, 7))
         dv, dh, dv_weight, dh_weight, dlink, dres, dres_bias, dconds = _pixelcnn_layer_backward(
-            *(dv_out, dh_out, saved, v, h, v_weight, h_weight, link_weight, res_weight),
-            *(ctx.k, ctx.residual, needs[0], needs[1], weights),
+            *(dv_out, dh_out, saved, v, h, v_weight, h_weight, link_weight, res_weight, *options),
+            *(*needs[:2], any(needs[i] for i in (2, 4, 6, 7))),
         )
-        dcond_v, dcond_h = dconds.chunk(2, 1)
-        dbias_v, dbias_h = dconds.sum(0).chunk(2)
+        (dcond_v, dcond_h), (dbias_v, dbias_h) = (
+            sums.to(v.dtype).chunk(2, -1) for sums in (dconds, dconds.sum(0))
+        )
         grads = [dv, dh, dv_weight, dbias_v, dh_weight, dbias_h, dlink, dres, dres_bias]
         grads += [dcond_v, dcond_h]
-    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *3 * [None]
+    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *4 * [None]
 
 
-def backward_ref(dv_out, dh_out, inputs, k, residual, needs):
-    """The gradients of `_pixelcnn_layer`'s tensors as a graph, to be differentiated again."""
-    pairs = zip(stacks(*inputs, k, residual), (dv_out, dh_out), strict=True)
-    loss = sum((y * dy).sum() for y, dy in pairs if dy is not None)
-    wanted = [i for i, needed in enumerate(needs) if needed]
-    found = torch.autograd.grad(
-        loss, [inputs[i] for i in wanted], create_graph=True, allow_unused=True
-    )
-    grads = dict(zip(wanted, found, strict=True))
-    return [grads.get(i) for i in range(len(inputs))]
+def in_memory(v, h, *others):
+    """`stacks` of images as they are in memory, (B, H, W, C) where the last argument says so."""
+    *others, last = others
+    if not last:
+        return stacks(v, h, *others)
+    outputs = stacks(v.permute(0, 3, 1, 2), h.permute(0, 3, 1, 2), *others)
+    return [y.permute(0, 2, 3, 1) for y in outputs]
 
 
 torch.library.register_autograd(
@@ -198,52 +255,29 @@ torch.library.register_autograd(
 )
 
 
-def cast(inputs):
-    """The inputs as autocast, where it is on, would have them."""
-    kind = inputs[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return inputs
-    dtype = torch.get_autocast_dtype(kind)
-    wide = (None, torch.float64)
-    return [v if getattr(v, "dtype", None) in wide else v.to(dtype) for v in inputs]
-
-
 def check(inputs, mask, colors, residual):
     """Raise ValueError or TypeError for what does not fit together."""
     v, h, v_weight, _, _, _, _, res_weight, *_ = inputs
     if mask not in ("A", "B"):
         raise ValueError(f'pixelcnn_layer: mask: expected "A" or "B", got {mask!r}')
-    expect(v.ndim == 4, "v", "(B, V, H, W)", v)
-    expect(h.ndim == 4, "h", "(B, C, H, W)", h)
-    expect(v_weight.ndim == 4, "v_weight", "(2P, V, k // 2 + 1, k)", v_weight)
-    expect(res_weight.ndim == 2, "res_weight", "(O, P)", res_weight)
+    dims = {"v": "(B, V, H, W)", "h": "(B, C, H, W)", "v_weight": "(2P, V, k // 2 + 1, k)"}
+    dims["res_weight"] = "(O, P)"
+    for name, shape in dims.items():
+        got = inputs[NAMES.index(name)].shape
+        expect(len(got) == shape.count(",") + 1, f"pixelcnn_layer: {name}", shape, tuple(got))
     (B, V, H, W), C, k, (O, P) = v.shape, h.shape[1], v_weight.shape[3], res_weight.shape
     if k % 2 == 0:
         raise ValueError(f"pixelcnn_layer: v_weight: expected an odd width, got {k}")
     G, bias, cond = 2 * P, (2 * P,), (B, 2 * P)
     shapes = ((B, V, H, W), (B, C, H, W), (G, V, k // 2 + 1, k), bias, (G, C, 1, k // 2 + 1), bias)
     shapes += ((G, G), (O, P), (O,), cond, cond)
-    for name, x, shape in zip(NAMES, inputs, shapes, strict=True):
-        if x is None and name.startswith("cond"):
-            continue
-        expect(x.shape == shape, name, shape, x)
-        if x.device != v.device:
-            raise ValueError(f"pixelcnn_layer: {name}: expected {v.device}, got {x.device}")
-        if x.dtype != v.dtype:
-            raise TypeError(f"pixelcnn_layer: {name}: expected {v.dtype}, got {x.dtype}")
-    if v.dtype not in DTYPES:
-        raise TypeError(f"pixelcnn_layer: expected a floating dtype, got {v.dtype}")
+    fit("pixelcnn_layer", NAMES, inputs, shapes, DTYPES)
     if colors < 1 or C % colors or P % colors or O % colors:
         raise ValueError(f"pixelcnn_layer: colors: expected a divisor of {C, P, O}, got {colors}")
     if residual and mask == "A":
         raise ValueError('pixelcnn_layer: residual: mask "A" would see the pixel itself')
     if residual and C != O:
         raise ValueError(f"pixelcnn_layer: residual: h has {C} channels, res_weight {O} rows")
-
-
-def expect(ok, name, shape, got):
-    if not ok:
-        raise ValueError(f"pixelcnn_layer: {name}: expected {shape}, got {tuple(got.shape)}")
 
 
 def later(rows, columns, colors, strict, device=None):

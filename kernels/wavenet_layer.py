@@ -14,6 +14,10 @@ import torch.nn.functional as F
 
 from ._op import (
     LIB,
+    cast,
+    expect,
+    fit,
+    graph,
     launch,
     native,
     on_triton,
@@ -194,7 +198,10 @@ def backward(ctx, dout, dskip, _):
     if dskip is None:
         dskip = x.new_zeros(x.shape[0], skip_weight.shape[0], x.shape[2])
     if torch.is_grad_enabled():
-        grads = backward_ref(dout, dskip, x, weights, cond, ctx.hop, ctx.dilation, needs)
+        inputs = (x, torch.zeros_like(dskip), *weights, cond)
+        outputs = wavenet_layer_ref(*inputs, ctx.hop, ctx.dilation)
+        grads = graph(outputs, (dout, dskip), inputs, (needs[0], False, *needs[2:]))
+        grads[1] = dskip
     else:
         dx, *dweights, dcond = _wavenet_layer_backward(
             *(dout, dskip, gates, x, weight, res_weight, skip_weight),
@@ -205,66 +212,32 @@ def backward(ctx, dout, dskip, _):
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *3 * [None]
 
 
-def backward_ref(dout, dskip, x, weights, cond, hop, dilation, needs):
-    """The gradients of `_wavenet_layer`'s tensors as a graph, to be differentiated again."""
-    inputs = (x, torch.zeros_like(dskip), *weights, cond)
-    pairs = zip(wavenet_layer_ref(*inputs, hop, dilation), (dout, dskip), strict=True)
-    loss = sum((y * dy).sum() for y, dy in pairs if y is not None)
-    wanted = [i for i, needed in enumerate(needs) if needed and i != 1]
-    grads = {1: dskip}
-    if wanted:
-        found = torch.autograd.grad(loss, [inputs[i] for i in wanted], create_graph=True)
-        grads.update(zip(wanted, found, strict=True))
-    return [grads.get(i) for i in range(len(inputs))]
-
-
 torch.library.register_autograd(
     "fastgen::wavenet_layer", backward, setup_context=setup_context, lib=LIB
 )
 
 
-def cast(inputs):
-    """The inputs as autocast, where it is on, would have them."""
-    kind = inputs[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return inputs
-    dtype = torch.get_autocast_dtype(kind)
-    wide = (None, torch.float64)
-    return [v if getattr(v, "dtype", None) in wide else v.to(dtype) for v in inputs]
-
-
 def check(inputs, hop, dilation):
     """Raise ValueError or TypeError for what does not fit together."""
     x, _, weight, _, res_weight, res_bias, _, skip_bias, cond = inputs
-    expect(x.ndim == 3, "x", "(B, R, T)", x)
-    expect(weight.ndim == 3 and weight.shape[2] > 0, "weight", "(2H, R, K)", weight)
-    expect(weight.shape[0] % 2 == 0, "weight", "an even number of rows", weight)
-    expect(skip_bias.ndim == 1, "skip_bias", "(S,)", skip_bias)
+    require(x.ndim == 3, "x", "(B, R, T)", x)
+    require(weight.ndim == 3 and weight.shape[2] > 0, "weight", "(2H, R, K)", weight)
+    require(weight.shape[0] % 2 == 0, "weight", "an even number of rows", weight)
+    require(skip_bias.ndim == 1, "skip_bias", "(S,)", skip_bias)
     if cond is not None:
-        expect(cond.ndim == 3 and cond.shape[2] > 0, "cond", "(B, 2H, F)", cond)
+        require(cond.ndim == 3 and cond.shape[2] > 0, "cond", "(B, 2H, F)", cond)
     if (res_weight is None) != (res_bias is None):
         raise ValueError("wavenet_layer: expected res_weight and res_bias both, or neither")
     (B, R, T), (G, _, K), (S,) = x.shape, weight.shape, skip_bias.shape
     H, frames = G // 2, None if cond is None else (B, G, cond.shape[2])
     shapes = ((B, R, T), (B, S, T), (G, R, K), (G,), (R, H), (R,), (S, H), (S,), frames)
-    for name, v, shape in zip(NAMES, inputs, shapes, strict=True):
-        if v is None:
-            continue
-        expect(v.shape == shape, name, shape, v)
-        if v.device != x.device:
-            raise ValueError(f"wavenet_layer: {name}: expected {x.device}, got {v.device}")
-        if v.dtype != x.dtype:
-            raise TypeError(f"wavenet_layer: {name}: expected {x.dtype}, got {v.dtype}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"wavenet_layer: expected a floating dtype, got {x.dtype}")
+    fit("wavenet_layer", NAMES, inputs, shapes, DTYPES)
     for name, value in (("hop", hop), ("dilation", dilation)):
-        if value < 1:
-            raise ValueError(f"wavenet_layer: {name}: expected at least 1, got {value}")
+        expect(value >= 1, f"wavenet_layer: {name}", "at least 1", value)
 
 
-def expect(ok, name, shape, got):
-    if not ok:
-        raise ValueError(f"wavenet_layer: {name}: expected {shape}, got {tuple(got.shape)}")
+def require(ok, name, shape, got):
+    expect(ok, f"wavenet_layer: {name}", shape, tuple(got.shape))
 
 
 def upsample_ref(cond, hop, T):

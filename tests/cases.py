@@ -155,9 +155,23 @@ MASKED_CONV2D = {
 
 
 def pixelcnn_layer(
-    B=2, C=4, P=6, H=5, W=7, k=3, V=None, O=None, cond=False, dtype=torch.float32, **options
+    B=2,
+    C=4,
+    P=6,
+    H=5,
+    W=7,
+    k=3,
+    V=None,
+    O=None,
+    cond=False,
+    last=False,
+    dtype=torch.float32,
+    **options,
 ):
-    """The tensors, and the options, of `pixelcnn_layer`; V and O are C where not given."""
+    """The tensors, and the options, of `pixelcnn_layer`; V and O are C where not given.
+
+    `last`: v and h are channels_last.
+    """
     generator, r = torch.Generator().manual_seed(0), k // 2
     V, O = V or C, O or C
 
@@ -177,6 +191,8 @@ def pixelcnn_layer(
         normal(B, 2 * P) if cond else None,
         normal(B, 2 * P) if cond else None,
     ]
+    if last:
+        inputs[:2] = (v.contiguous(memory_format=torch.channels_last) for v in inputs[:2])
     return *inputs, {"mask": "B", **options}
 
 
@@ -185,7 +201,7 @@ PIXELCNN_LAYER = {
     "plain": {},
     "first": {**FIRST, "C": 1, "O": 6, "k": 7},
     "ones": {"B": 1, "C": 1, "P": 1, "H": 1, "W": 1, "k": 1},
-    "nothing is seen": {**FIRST, "k": 1},
+    "nothing is seen": {**FIRST, "k": 1, "H": 3, "W": 3},
     "empty batch": {"B": 0, "cond": True},
     "no pixels": {"H": 0},
     "condition": {"cond": True, "k": 5},
@@ -198,6 +214,9 @@ PIXELCNN_LAYER = {
     "a tile and a row": {"H": 9, "W": 16, "C": 3, "P": 3},
     "tiles": {"B": 3, "H": 11, "W": 33, "C": 8, "P": 16, "k": 5},
     "wider than a tile": {"B": 1, "H": 3, "W": 131, "k": 7, "C": 2, "P": 3},
+    "channels last": {"last": True, "C": 18, "P": 5, "H": 3, "W": 17, "cond": True},
+    "first, channels last": {**FIRST, "last": True, "C": 3, "P": 16, "O": 33, "k": 5},
+    "tiles, channels last": {"last": True, "H": 9, "W": 33, "V": 17, "C": 32, "P": 16, "k": 5},
     "prime sizes": {"B": 3, "C": 13, "P": 19, "V": 17, "H": 13, "W": 19, "cond": True},
 }
 

@@ -31,7 +31,7 @@ def test_half_precision(dtype):
     compare(*case(C=8, P=8, H=9, W=17, cond=True, dtype=dtype), str(dtype))
 
 
-@pytest.mark.parametrize("name", ["plain", "first", "first of colors"])
+@pytest.mark.parametrize("name", ["plain", "first", "first of colors", "channels last"])
 def test_gradients_of_gradients(name):
     op, _, inputs = case(**cases.PIXELCNN_LAYER[name], dtype=torch.float64)
     leaves = [v if v is None else v.requires_grad_() for v in inputs]
@@ -39,11 +39,26 @@ def test_gradients_of_gradients(name):
     assert gradgradcheck(op, leaves, fast_mode=True)
 
 
-def test_opcheck():
+@pytest.mark.parametrize("last", [False, True])
+def test_opcheck(last):
     *inputs, _ = cases.pixelcnn_layer(cond=True, dtype=torch.float64)
-    inputs = [v.requires_grad_() for v in live(inputs, "B", 1)]
+    inputs = [*live(inputs, "B", 1)]
+    if last:
+        inputs[:2] = (v.permute(0, 2, 3, 1) for v in inputs[:2])
     inputs = [v.detach().contiguous().requires_grad_() for v in inputs]
-    torch.library.opcheck(torch.ops.fastgen.pixelcnn_layer.default, (*inputs, 3, True, True))
+    torch.library.opcheck(torch.ops.fastgen.pixelcnn_layer.default, (*inputs, 3, True, True, last))
+
+
+@pytest.mark.parametrize("formats", [(True, True), (True, False), (False, True)])
+def test_memory_formats(formats):
+    *inputs, options = cases.pixelcnn_layer(C=17, P=16, H=4, W=9)
+    want = pixelcnn_layer(*inputs, **options)
+    layouts = [torch.channels_last if last else torch.contiguous_format for last in formats]
+    for i, layout in enumerate(layouts):
+        inputs[i] = inputs[i].contiguous(memory_format=layout)
+    for y, expected in zip(pixelcnn_layer(*inputs, **options), want, strict=True):
+        assert y.is_contiguous(memory_format=layouts[0])
+        assert torch.equal(y, expected), "the bits depend on the memory format"
 
 
 def test_one_output_alone():

@@ -23,6 +23,7 @@ from fastgen.kernels.pixelcnn_sample import only_live
 triton = pytest.importorskip("triton")
 tl = triton.language
 at = importlib.import_module("fastgen.kernels._triton").at
+triton_gated = importlib.import_module("fastgen.kernels._pixelcnn_layer_triton")
 triton_layer = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
 triton_mixture = importlib.import_module("fastgen.kernels._logistic_mixture_triton")
 triton_sampler = importlib.import_module("fastgen.kernels._wavenet_sample_triton")
@@ -515,6 +516,55 @@ def masked_convolutions_twice_differentiated():
         close(a, b.double(), torch.float32, "gradients of gradients")
 
 
+def gated(*inputs, **options):
+    """`pixelcnn_layer` on `DEVICE`, of and to tensors on the CPU."""
+    return moved(kernels.pixelcnn_layer(*moved(inputs), **options), "cpu")
+
+
+@check
+def gated_layers_of_more_than_a_tile():
+    for last in (False, True):
+        sizes = {"B": 1, "C": 5, "P": 34, "O": 33, "H": 9, "W": 11, "residual": False}
+        *inputs, options = cases.pixelcnn_layer(**sizes, last=last, cond=True)
+        op, ref = (functools.partial(f, **options) for f in (gated, kernels.pixelcnn_layer_ref))
+        compare(op, ref, inputs, "more than a tile")
+        compare(op, ref, inputs, "strided", strided=True)
+
+
+@check
+def gated_layers_of_which_a_part_is_wanted():
+    *inputs, options = cases.pixelcnn_layer(cond=True)
+    every = evaluate(functools.partial(gated, **options), inputs)
+    for wanted in (0, 1, 2, 9):
+        alone = evaluate(functools.partial(gated, **options), inputs, wanted=[wanted])
+        assert torch.equal(alone[-1], every[2 + wanted])
+    for i in (0, 1):
+        one, ref = (
+            lambda *v, f=f, i=i: f(*v, **options)[i] for f in (gated, kernels.pixelcnn_layer_ref)
+        )
+        seen = [j for j in range(11) if i or j in (0, 2, 3, 9)]
+        got, want = (evaluate(f, inputs, wanted=seen) for f in (one, ref))
+        for a, b in zip(got, want, strict=True):
+            close(a, b.double(), torch.float32, f"output {i}")
+    with torch.no_grad():
+        for a, b in zip(gated(*inputs, **options), every, strict=False):
+            assert torch.equal(a, b)
+
+
+@check
+def gated_layers_twice_differentiated():
+    *inputs, options = cases.pixelcnn_layer(last=True)
+    for fn in (gated, kernels.pixelcnn_layer_ref):
+        leaves = [v if v is None else v.detach().requires_grad_() for v in inputs]
+        loss = sum(y.square().sum() for y in fn(*leaves, **options))
+        (dv,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+        grads = torch.autograd.grad(dv.square().sum(), leaves[:3])
+        if fn is gated:
+            got = grads
+    for a, b in zip(got, grads, strict=True):
+        close(a, b.double(), torch.float32, "gradients of gradients")
+
+
 @pytest.fixture(scope="module")
 def interpreted():
     return interpret(__file__)
@@ -633,6 +683,27 @@ def test_mixtures_that_32_bits_cannot_count(shape, what):
             triton_mixture.check_sizes(params)
     else:
         triton_mixture.check_sizes(params)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "what"),
+    [
+        ({"B": 2**28}, None),
+        ({"H": 2**20, "W": 2**11}, "pixels"),
+        ({"C": 2**31}, "terms"),
+        ({"B": 2**31}, "programs"),
+        ({"B": 256, "C": 512, "P": 512, "H": 512, "W": 512}, None),
+    ],
+)
+def test_gated_layers_that_32_bits_cannot_count(sizes, what):
+    B, C, P, H, W = {**dict.fromkeys("BCPHW", 1), **sizes}.values()
+    shapes = ((B, 1, H, W), (B, C, H, W), (2 * P, 1, 1, 1), (C, P))
+    inputs = [torch.empty(shape, device="meta") for shape in shapes]
+    if what:
+        with pytest.raises(ValueError, match=f"expected under 2\\^31 {what} on a GPU, got"):
+            triton_gated.check_sizes(*inputs)
+    else:
+        triton_gated.check_sizes(*inputs)
 
 
 def test_nothing_imports_triton():
