@@ -52,8 +52,8 @@ def affine_coupling(
     s,  # (B, K, ...), or without t (B, 2K, ...): s and t as `layout` says
     t=None,  # (B, K, ...)
     scale="tanh",
-    *,
     weight=None,  # (K,) or (1,) or ()
+    *,
     split=None,
     swap=False,
     layout="st",
@@ -75,9 +75,8 @@ def affine_coupling(
     """
     inputs = prepare(x, s, t, scale, weight, split, swap, layout)
     if transformed(inputs) or not has_kernel(inputs[0]):
-        x, s, t, weight = inputs
         options = {"split": split, "swap": swap, "layout": layout, "inverse": inverse}
-        return affine_coupling_ref(x, s, t, scale, weight=weight, **options)
+        return affine_coupling_ref(*inputs[:3], scale, inputs[3], **options)
     return _affine_coupling(*inputs, scale, split, swap, layout, inverse)
 
 
@@ -88,8 +87,8 @@ def affine_coupling_grad(
     s,
     t=None,
     scale="tanh",
-    *,
     weight=None,
+    *,
     split=None,
     swap=False,
     layout="st",
@@ -435,8 +434,8 @@ def affine_coupling_ref(
     s,
     t=None,
     scale="tanh",
-    *,
     weight=None,
+    *,
     split=None,
     swap=False,
     layout="st",
