@@ -36,6 +36,12 @@ inline void narrow(bfloat16* p, vec<float> v) {
   memcpy(p, &h, sizeof h);
 }
 
+// The same past the caches, where that can be: p is aligned then.
+template <class real> inline void narrow(real* p, vec<real> v, bool past) {
+  past ? stream<real>(p, v) : store(p, v);
+}
+inline void narrow(bfloat16* p, vec<float> v, bool) { narrow(p, v); }
+
 template <class real> inline real widen1(real x) { return x; }
 inline float widen1(bfloat16 x) {
   const uint32_t b = uint32_t(x.bits) << 16;
@@ -52,18 +58,28 @@ inline void narrow1(bfloat16* p, float x) {
 }
 
 // n numbers, of each `step`-th of `from`.
-template <class T> void take(computed<T>* to, const T* from, int64_t n, int64_t step = 1) {
+template <class T> inline void take(computed<T>* to, const T* from, int64_t n, int64_t step = 1) {
   constexpr int64_t L = LANES<computed<T>>;
   int64_t i = 0;
-  for (; step == 1 && i + L <= n; i += L) store(to + i, widen(from + i));
+  if (step == 1)
+    for (; i + L <= n; i += L) store(to + i, widen(from + i));
+#pragma GCC unroll 1
   for (; i < n; ++i) to[i] = widen1(from[i * step]);
 }
 
-template <class T> void put(T* to, const computed<T>* from, int64_t n, int64_t step = 1) {
+template <class T> inline void put(T* to, const computed<T>* from, int64_t n, int64_t step = 1) {
   constexpr int64_t L = LANES<computed<T>>;
   int64_t i = 0;
-  for (; step == 1 && i + L <= n; i += L) narrow(to + i, load(from + i));
+  if (step == 1)
+    for (; i + L <= n; i += L) narrow(to + i, load(from + i));
+#pragma GCC unroll 1
   for (; i < n; ++i) narrow1(to + i * step, from[i]);
+}
+
+template <class T> inline void copy(T* to, const T* from, int64_t n, bool past) {
+  constexpr int64_t L = LANES<computed<T>>;
+  if (!past || sizeof(T) < 4 || n % L) return (void)memcpy(to, from, n * sizeof(T));
+  for (int64_t i = 0; i < n; i += L) narrow(to + i, widen(from + i), true);
 }
 
 // Two parts of the same rows: a has n numbers of each row from `first` on, each `step`-th, b the
@@ -143,6 +159,7 @@ struct Sizes {
   bool joined() const { return layout != APART && !additive; }
   bool paired_x() const { return split == CHECKERBOARD || (vectors() && split != WHOLE); }
   bool paired_h() const { return vectors() && joined(); }
+  bool plain() const { return !paired_x() && !vectors(); }
   int64_t pixels() const { return split == CHECKERBOARD ? 2 * S : S; }
   int64_t first() const { return swap ? 0 : split == ALTERNATE ? 1 : C - K; } // channel
   int64_t channel(int64_t k) const {
@@ -271,7 +288,7 @@ template <class F> void each_tile(const Sizes& s, const Cut& cut, int64_t task, 
 
 // Copy a task's share of the channels that are kept, where they lie apart from those that change.
 template <class T>
-void copy_kept(const Sizes& s, const Cut& cut, int64_t task, T* to, const T* from) {
+void copy_kept(const Sizes& s, const Cut& cut, int64_t task, T* to, const T* from, bool past) {
   if (s.split == WHOLE || s.paired_x()) return;
   const int64_t part = task % cut.parts, b0 = task / cut.parts * cut.samples, kept = s.C - s.K;
   const int64_t k0 = kept * part / cut.parts, k1 = kept * (part + 1) / cut.parts;
@@ -279,7 +296,7 @@ void copy_kept(const Sizes& s, const Cut& cut, int64_t task, T* to, const T* fro
   for (int64_t b = b0; b < b0 + cut.samples && b < s.B; ++b)
     for (int64_t k = k0; k < k1; k += many) {
       const int64_t at = (b * s.C + s.kept_channel(k)) * s.S;
-      memcpy(to + at, from + at, many * s.S * sizeof(T));
+      copy(to + at, from + at, many * s.S, past);
     }
 }
 
@@ -361,11 +378,38 @@ template <class T> inline vec<T> bounded(vec<T> l) {
   return l < T(-BOUND) ? splat<T>(-BOUND) : l > T(BOUND) ? splat<T>(BOUND) : l;
 }
 
-// w = the weight of each number of a tile: its channel's, repeated.
-template <class T>
-void take_weight(const Sizes& s, const Run* runs, int64_t count, const T* weight, computed<T>* w) {
-  for (const Run* r = runs; r < runs + count; ++r)
-    for (int64_t i = 0; i < r->n; ++i) w[r->at + i] = widen1(weight[s.vectors() ? i % s.K : r->k]);
+// to = of each number of a run its channel's value.
+template <class real>
+void spread_channels(const Sizes& s, const Run& r, const real* from, real* to) {
+  if (!s.vectors())
+    for (int64_t i = 0; i < r.n; ++i) to[r.at + i] = from[r.k];
+  else
+    for (int64_t row = 0; row < r.rows; ++row)
+      for (int64_t k = 0; k < s.K; ++k) to[row * s.K + k] = from[k];
+}
+
+// to = of each number of a run its sample's value, or zero without any.
+template <class real>
+void spread_samples(const Sizes& s, const Run& r, const real* from, real* to) {
+  const int64_t rows = s.vectors() ? r.rows : 1, n = r.n / rows;
+  for (int64_t row = 0; row < rows; ++row) {
+    const real value = from ? from[r.b + row] : 0;
+    for (int64_t i = 0; i < n; ++i) to[r.at + row * n + i] = value;
+  }
+}
+
+// Whether all numbers are in whole, aligned vectors, so that they are computed where they lie.
+template <class T> bool in_place(const Sizes& s) {
+  return s.plain() && s.S % LANES<computed<T>> == 0;
+}
+
+constexpr int64_t LARGE = 1 << 22; // bytes of what will not stay in the second cache
+
+// Whether what is written, `tensors` of aligned memory, goes past the caches.
+template <class T> bool past_caches(const Sizes& s, const void* a, const void* b, const void* c) {
+  const auto aligned = [](const void* p) { return uintptr_t(p) % 64 == 0; };
+  return in_place<T>(s) && s.B * s.C * s.S * int64_t(sizeof(T)) >= LARGE && aligned(a) &&
+         aligned(b) && aligned(c);
 }
 
 } // namespace

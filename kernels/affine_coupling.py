@@ -109,8 +109,9 @@ def affine_coupling_grad(
         x, dx, ds, dt, dweight = run(
             *(*inputs, dy, dlogdet, scale, split, swap, layout, inverse, True, True)
         )
-    dweight = None if weight is None else dweight.sum_to_size(weight.shape)
-    return x, dx, ds, None if t is None else dt, dweight
+    if weight is not None:
+        dweight = dweight.sum_to_size(weight.shape).to(weight.dtype)
+    return x, dx, ds, None if t is None else dt, None if weight is None else dweight
 
 
 def kept_half(x, split, swap=False):
@@ -143,7 +144,7 @@ def _affine_coupling(
     layout: str,
     inverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns y and logdet; weight is (K,)."""
+    """Returns y and logdet; weight is (K,) and of logdet's dtype."""
     y, logdet = torch.empty_like(x), x.new_empty(x.shape[0], dtype=wide_dtype(x))
     if on_triton(x, "affine_coupling"):
         if ready((x, s, t, weight)):
@@ -185,7 +186,7 @@ def _affine_coupling_backward(
     restored = v.new_empty(v.shape if restore else 0)
     dx = v.new_empty(v.shape if needs_x else 0)
     ds, dt = torch.empty_like(s), s.new_empty(s.shape if apart else 0)
-    dweight = s.new_empty(0 if weight is None else K)
+    dweight = s.new_empty(0 if weight is None else K, dtype=wide_dtype(s))
     grads = [restored, dx, ds, dt, dweight]
     places = [g if g is ds or g.ndim > 1 else None for g in grads[:4]]
     places.append(None if weight is None else dweight)
@@ -285,7 +286,7 @@ def codes(scale, split, swap, layout, inverse):
 
 
 def prepare(x, s, t, scale, weight, split, swap, layout):
-    """The tensors in one dtype, weight (K,), once all is checked."""
+    """The tensors in one dtype, once all is checked; weight (K,) in that of logdet."""
     check(x, s, t, scale, weight, split, swap, layout)
     kind = x.device.type
     given = [v for v in (x, s, t, weight) if v is not None]
@@ -295,7 +296,7 @@ def prepare(x, s, t, scale, weight, split, swap, layout):
             dtype = torch.promote_types(dtype, v.dtype)
         x, s, t, weight = (None if v is None else v.to(dtype) for v in (x, s, t, weight))
     if weight is not None:
-        weight = weight.expand(half_shape(x, split, swap)[1])
+        weight = wide(weight).expand(half_shape(x, split, swap)[1])
     return x, s, t, weight
 
 
