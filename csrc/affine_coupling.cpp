@@ -49,7 +49,7 @@ template <class T> struct Forward {
   Access<T> access;
   Cut cut;
   int64_t scale;
-  bool inverse, past;
+  bool inverse;
   double* sums; // (B, parts) of the logdet
 
   void task(int64_t task) const {
@@ -61,11 +61,12 @@ template <class T> struct Forward {
     const Change<T> where_it_lies = changer<T>(scale);
     const Change<real> in_tile = changer<real>(scale);
     const bool direct = in_place<T>(sizes);
-    copy_kept(sizes, cut, task, y, x, past);
+    copy_kept(sizes, cut, task, y, x, access.past);
     each_tile(sizes, cut, task, most, [&](const Run* runs, int64_t count, int64_t numbers) {
       for (const Run* r = runs; w && r < runs + count; ++r) spread_channels(sizes, *r, weight, w);
       for (const Run* r = runs; r < runs + count; ++r) {
         if (direct) {
+          const bool past = access.past && aligned(y + r->x);
           where_it_lies({r->n, inverse, past, x + r->x, s + r->s, t + r->t, w ? w + r->at : w,
                          y + r->x, l + r->at});
           continue;
@@ -120,11 +121,10 @@ void forward(const Sizes& s, const void* x, const void* hs, const void* ht, cons
              (const real*)weight,
              (T*)y,
              (real*)logdet,
-             Access<T>(s),
+             Access<T>(s, large<T>(s)),
              Cut(s),
              scale,
              inverse,
-             past_caches<T>(s, y, y, y),
              nullptr}
       .run(threads);
 }

@@ -66,7 +66,6 @@ template <class T> struct Backward {
   Cut cut;
   int64_t scale;
   Known known;
-  bool past;
   double* dweight; // (groups, K), or null
 
   void task(int64_t task) const {
@@ -80,13 +79,15 @@ template <class T> struct Backward {
     const Gradients<T> where_they_lie = of<T>(scale, known);
     const Gradients<real> in_tile = of<real>(scale, known);
     const bool direct = in_place<T>(sizes);
-    if (dx) copy_kept(sizes, cut, task, dx, dy, past);
-    if (restored) copy_kept(sizes, cut, task, restored, v, past);
+    if (dx) copy_kept(sizes, cut, task, dx, dy, access.past);
+    if (restored) copy_kept(sizes, cut, task, restored, v, access.past);
     each_tile(sizes, cut, task, most, [&](const Run* runs, int64_t count, int64_t numbers) {
       for (const Run* r = runs; r < runs + count; ++r) {
         if (w) spread_channels(sizes, *r, weight, w);
         spread_samples(sizes, *r, dlogdet, g);
         if (direct) {
+          const bool past = access.past && aligned(ds + r->s) && aligned(dt + r->t) &&
+                            (!dx || aligned(dx + r->x)) && (!restored || aligned(restored + r->x));
           where_they_lie({r->n, past, v + r->x, s + r->s, t + r->t, dy + r->x, w ? w + r->at : w,
                           restored ? restored + r->x : restored, dx ? dx + r->x : dx, ds + r->s,
                           dt + r->t, g + r->at});
@@ -155,8 +156,6 @@ void affine_coupling_backward(int64_t dtype, const void* v, const void* dy, cons
       return;
     }
     const Known known = inverse ? INVERSE : restored ? END : BEGIN;
-    const bool past = past_caches<T>(z, dx, ds, z.joined() ? ds : dt) &&
-                      past_caches<T>(z, restored, restored, restored);
     Backward<T>{in(v),
                 in(dy),
                 in(s),
@@ -167,11 +166,10 @@ void affine_coupling_backward(int64_t dtype, const void* v, const void* dy, cons
                 out(dx),
                 out(ds),
                 z.joined() ? out(ds) : out(dt),
-                Access<T>(z),
+                Access<T>(z, large<T>(z)),
                 Cut(z),
                 scale,
                 known,
-                past,
                 nullptr}
         .run((real*)dweight, threads);
   };

@@ -74,7 +74,7 @@ def affine_coupling(
     Raises ValueError for shapes, devices and options that do not fit, TypeError for dtypes.
     """
     inputs = prepare(x, s, t, scale, weight, split, swap, layout)
-    if transformed(inputs) or not has_kernel(inputs[0]):
+    if transformed(inputs) or not has_kernel(*inputs[:2]):
         options = {"split": split, "swap": swap, "layout": layout, "inverse": inverse}
         return affine_coupling_ref(*inputs[:3], scale, inputs[3], **options)
     return _affine_coupling(*inputs, scale, split, swap, layout, inverse)
@@ -105,7 +105,7 @@ def affine_coupling_grad(
         if scale == "additive":
             options = {"scale": scale, "split": split, "swap": swap, "inverse": not inverse}
             return affine_coupling(y, s, **options)[0], *additive_grads(dy, split, swap, inverse)
-        run = _affine_coupling_backward if has_kernel(inputs[0]) else backward_ref
+        run = _affine_coupling_backward if has_kernel(*inputs[:2]) else backward_ref
         x, dx, ds, dt, dweight = run(
             *(*inputs, dy, dlogdet, scale, split, swap, layout, inverse, True, True)
         )
@@ -123,9 +123,12 @@ def kept_half(x, split, swap=False):
     return halves(x, split, swap)[0]
 
 
-def has_kernel(x):
+def has_kernel(x, s):
     """Whether there is a kernel for x; says so once where a CPU could have one."""
     if on_triton(x, "affine_coupling"):
+        from ._affine_coupling_triton import check_sizes
+
+        check_sizes(x, s)
         return x.dtype != torch.float64
     if x.device.type == "cpu" and native is None:
         warn_reference("affine_coupling")

@@ -155,6 +155,9 @@ AFFINE_COUPLING = {
     "inverse exp": {"inverse": True, "scale": "exp", "split": "alternate", "apart": True},
     "inverse additive": {"inverse": True, "scale": "additive", "C": 5},
 }
+for scale in ("tanh", "sigmoid", "atan", "softplus", "exp", "additive"):  # of samples of any length
+    for C, size in ((3, ()), (50, ()), (3, (7, 11))):
+        AFFINE_COUPLING[f"{scale} of {C}, {size}"] = {"scale": scale, "B": 3, "C": C, "size": size}
 
 
 def masked_conv2d(
