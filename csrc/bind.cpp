@@ -111,6 +111,12 @@ PYBIND11_MODULE(_C, m) {
 #define FASTGEN_ENTRY(isa) fastgen::isa::logistic_mixture_backward
   expose(m, "logistic_mixture_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY
+#define FASTGEN_ENTRY(isa) fastgen::isa::affine_coupling
+  expose(m, "affine_coupling", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
+#define FASTGEN_ENTRY(isa) fastgen::isa::affine_coupling_backward
+  expose(m, "affine_coupling_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
 #define FASTGEN_ENTRY(isa) fastgen::isa::pixelcnn_layer
   expose(m, "pixelcnn_layer", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY
