@@ -2,6 +2,12 @@
 
 from ._draw import draw
 from ._philox import uniforms
+from .affine_coupling import (
+    affine_coupling,
+    affine_coupling_grad,
+    affine_coupling_ref,
+    kept_half,
+)
 from .masked_conv2d import masked_conv2d, masked_conv2d_ref
 from .masked_stack_sample import (
     MaskedLayer,
@@ -39,8 +45,12 @@ __all__ = [
     "PixelWeights",
     "State",
     "Weights",
+    "affine_coupling",
+    "affine_coupling_grad",
+    "affine_coupling_ref",
     "draw",
     "initial_state",
+    "kept_half",
     "masked_conv2d",
     "masked_conv2d_ref",
     "masked_stack_sample",

@@ -1,15 +1,30 @@
-"""Layers with the parameters and the state_dict of the torch layers that they replace."""
+"""Layers that take the place of torch's, and bijections for flows."""
 
+from .bijector import Bijector, Chain, Half
 from .causal_conv1d import CausalConv1d
 from .convert import Report, convert, restore
+from .invertible_conv import InvertibleConv1x1
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear, degree_mask
+from .normalize import ActNorm, BatchNorm, Diagonal
+from .squeeze import Logit, Rescale, Squeeze, Unsqueeze
 
 __all__ = [
+    "ActNorm",
+    "BatchNorm",
+    "Bijector",
     "CausalConv1d",
+    "Chain",
+    "Diagonal",
+    "Half",
+    "InvertibleConv1x1",
+    "Logit",
     "MaskedConv2d",
     "MaskedLinear",
     "Report",
+    "Rescale",
+    "Squeeze",
+    "Unsqueeze",
     "convert",
     "degree_mask",
     "restore",

@@ -1,0 +1,65 @@
+"""The invertible 1x1 convolution of Glow (Kingma and Dhariwal 2018)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .bijector import Bijector, wide
+
+
+class InvertibleConv1x1(Bijector):
+    """A square matrix on the channels, held as its LU decomposition.
+
+        y = P L (U + diag(sign exp(log_scale))) x,  log |det| = H W sum log_scale
+
+    P is a permutation, L unit lower and U strictly upper triangular; P and the signs stay what they
+    are at first, those of a random rotation. The inverse solves two triangular systems.
+    x: (B, C, ...)    (Kingma and Dhariwal 2018, Glow, section 3.2.)
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        C = channels
+        self.lower = nn.Parameter(torch.zeros(C, C))
+        self.upper = nn.Parameter(torch.zeros(C, C))
+        self.log_scale = nn.Parameter(torch.zeros(C))
+        self.register_buffer("sign", torch.ones(C))
+        self.register_buffer("order", torch.arange(C))  # y[order] = L U x
+        if not self.sign.is_meta:  # else they come from a file
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """A random rotation."""
+        C = len(self.sign)
+        rotation = torch.linalg.qr(torch.randn(C, C, dtype=torch.float64))[0]
+        P, L, U = torch.linalg.lu(rotation)
+        self.lower.copy_(L.tril(-1))
+        self.upper.copy_(U.triu(1))
+        self.log_scale.copy_(U.diagonal().abs().log())
+        self.sign.copy_(U.diagonal().sign())
+        self.order.copy_(P.argmax(0))
+
+    def factors(self):
+        """L and U, with their diagonals."""
+        lower = self.lower.tril(-1) + torch.eye(len(self.sign)).to(self.lower)
+        return lower, self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_scale))
+
+    def forward(self, x):
+        L, U = self.factors()
+        weight = (L @ U)[self.order.argsort()]
+        kernel = weight.to(x.dtype)
+        y = F.linear(x, kernel) if x.ndim == 2 else F.conv2d(x, kernel[:, :, None, None])
+        return y, self.logdet(x)
+
+    def inverse(self, y):
+        L, U = self.factors()
+        rows = y.movedim(1, 0).flatten(1)[self.order]  # (C, B ...)
+        rows = torch.linalg.solve_triangular(L, rows.to(L.dtype), upper=False, unitriangular=True)
+        rows = torch.linalg.solve_triangular(U, rows, upper=True)
+        shape = (y.shape[1], y.shape[0], *y.shape[2:])
+        return rows.to(y.dtype).view(shape).movedim(0, 1).contiguous(), -self.logdet(y)
+
+    def logdet(self, x):
+        total = self.log_scale.sum().to(wide(x.dtype)) * x.shape[2:].numel()
+        return total.expand(len(x))

@@ -1,0 +1,280 @@
+"""The affine coupling of NICE, Real NVP and Glow: one half of x changes, as told by the other.
+
+    l = weight f(s), held in [-80, 80]        y = x exp(l) + t        logdet = sum of l
+
+with x, y the half that changes, s and t what a network makes of the half that is kept, and f(s)
+
+    "tanh"      tanh(s)             (Real NVP, its weight learned)
+    "sigmoid"   log sigmoid(s + 2)  (Glow; with weight -1 it divides)
+    "atan"      atan(s)             (FrEIA, whose weight is 0.636 clamp)
+    "softplus"  log softplus(s)
+    "exp"       s
+    "additive"  0                   (NICE: there is no s)
+
+The inverse is x = (y - t) exp(-l), its logdet the negative. As |l| <= 80, no scale overflows or
+vanishes, and its gradient beyond is zero. (Dinh et al. 2014, 2016; Kingma and Dhariwal 2018;
+Ardizzone et al. 2018.)
+
+The cost is bytes. Of x with E elements the kept half has to be copied where y is to be one tensor:
+one pass over x, s and t, and y, 3 E elements, against 4 E for halves and a cat. Whoever goes on
+with halves (the next coupling swaps them) gives what changes alone, split=None: 2 E. Gradients take
+4 E and 3 E. s and t are read out of the network's output as they lie there, and their gradients are
+written so.
+"""
+
+import torch
+import torch.nn.functional as F
+
+SCALES = ("tanh", "sigmoid", "atan", "softplus", "exp", "additive")
+SPLITS = (None, "channel", "alternate", "checkerboard")
+LAYOUTS = ("st", "ts", "stst", "tsts")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BOUND = 80.0
+
+
+def affine_coupling(
+    x,  # (B, C, ...), of which a part changes; with split=None what changes, (B, K, ...)
+    s,  # (B, K, ...), or without t (B, 2K, ...): s and t as `layout` says
+    t=None,  # (B, K, ...)
+    scale="tanh",
+    *,
+    weight=None,  # (K,) or (1,) or ()
+    split=None,
+    swap=False,
+    layout="st",
+    inverse=False,
+):
+    """x with one of its parts scaled and shifted, and the log-determinant of that.
+
+    split: "channel"       the first (C + 1) // 2 channels and the rest (C is features of a vector)
+           "alternate"     channels 0, 2, ... and 1, 3, ...
+           "checkerboard"  pixels of even and of odd i + j of (B, C, H, W), W even; as a half they
+                           lie compacted, (B, C, H, W / 2), K = C: see `kept_half`
+    The first part is kept and the second changes, or with `swap` the other way round.
+    layout: "st" side by side, s first, "ts" t first; "stst" and "tsts" alternating
+    Without s, scale="additive", the second argument is t: (B, K, ...).
+    Half precisions are computed in float32; under autocast the widest dtype given is taken.
+    Gradients can be differentiated again.
+    returns: y as x, or with `inverse` x as y; logdet (B,) in float32 or float64
+    Raises ValueError for shapes, devices and options that do not fit, TypeError for dtypes.
+    """
+    x, s, t, weight = prepare(x, s, t, scale, weight, split, swap, layout)
+    return affine_coupling_ref(
+        *(x, s, t, scale),
+        **{"weight": weight, "split": split, "swap": swap, "layout": layout, "inverse": inverse},
+    )
+
+
+def affine_coupling_grad(
+    y,  # as `affine_coupling` returns it
+    dy,
+    dlogdet,  # (B,), or None
+    s,
+    t=None,
+    scale="tanh",
+    *,
+    weight=None,
+    split=None,
+    swap=False,
+    layout="st",
+    inverse=False,
+):
+    """The input of `affine_coupling` and all gradients, from its output: for reversible training.
+
+    returns: x, dx, ds, dt, dweight; dt and dweight are None where t and weight are
+    No gradient flows through it.
+    """
+    with torch.no_grad():
+        y, s, t, weight = prepare(y, s, t, scale, weight, split, swap, layout)
+        return affine_coupling_grad_ref(
+            *(y, dy, dlogdet, s, t, scale),
+            **{"weight": weight, "split": split, "swap": swap},
+            **{"layout": layout, "inverse": inverse},
+        )
+
+
+def kept_half(x, split, swap=False):
+    """The part of x that `affine_coupling` keeps, which the network sees.
+
+    x: (B, C, ...)    returns: (B, C - K, ...), of "checkerboard" (B, C, H, W / 2)
+    """
+    check_split(x, split)
+    return halves(x, split, swap)[0]
+
+
+def prepare(x, s, t, scale, weight, split, swap, layout):
+    """The tensors in one dtype, weight (K,), once all is checked."""
+    check(x, s, t, scale, weight, split, swap, layout)
+    kind = x.device.type
+    given = [v for v in (x, s, t, weight) if v is not None]
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        dtype = x.dtype
+        for v in given:
+            dtype = torch.promote_types(dtype, v.dtype)
+        x, s, t, weight = (None if v is None else v.to(dtype) for v in (x, s, t, weight))
+    if weight is not None:
+        weight = weight.expand(half_shape(x, split, swap)[1])
+    return x, s, t, weight
+
+
+def check(x, s, t, scale, weight, split, swap, layout):
+    """Raise ValueError or TypeError for what does not fit together."""
+    expect(scale in SCALES, f"scale: expected one of {SCALES}, got {scale!r}")
+    expect(layout in LAYOUTS, f"layout: expected one of {LAYOUTS}, got {layout!r}")
+    check_split(x, split)
+    additive = scale == "additive"
+    expect(not additive or t is None, "t: expected None, for t of additive comes second")
+    expect(not additive or weight is None, "weight: expected None, for additive has no scale")
+    B, K, *rest = half_shape(x, split, swap)
+    shape, rows = (B, K, *rest), K if t is not None or additive else 2 * K
+    expect(s.shape == (B, rows, *rest), f"s: expected {(B, rows, *rest)}, got {tuple(s.shape)}")
+    if t is not None:
+        expect(t.shape == shape, f"t: expected {shape}, got {tuple(t.shape)}")
+    if weight is not None:
+        fits = weight.shape in ((K,), (1,), ())
+        expect(fits, f"weight: expected {(K,)} or one number, got {tuple(weight.shape)}")
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    for name, v in (("x", x), ("s", s), ("t", t), ("weight", weight)):
+        if v is None:
+            continue
+        expect(v.device == x.device, f"{name}: expected {x.device}, got {v.device}")
+        if v.dtype not in DTYPES:
+            raise TypeError(f"affine_coupling: {name}: expected a floating dtype, got {v.dtype}")
+        if v.dtype != x.dtype and not autocast:
+            raise TypeError(f"affine_coupling: {name}: expected {x.dtype}, got {v.dtype}")
+
+
+def check_split(x, split):
+    expect(split in SPLITS, f"split: expected one of {SPLITS}, got {split!r}")
+    expect(x.ndim >= 2, f"x: expected (B, C, ...), got {tuple(x.shape)}")
+    if split == "checkerboard":
+        fits = x.ndim == 4 and x.shape[3] % 2 == 0
+        expect(fits, f"x: expected (B, C, H, W) with an even W, got {tuple(x.shape)}")
+    elif split:
+        expect(x.shape[1] > 1, f"x: expected two channels at least, got {tuple(x.shape)}")
+
+
+def expect(ok, message):
+    if not ok:
+        raise ValueError(f"affine_coupling: {message}")
+
+
+def half_shape(x, split, swap):
+    """The shape of the part that changes, (B, K, ...)."""
+    B, C, *rest = x.shape
+    if split == "checkerboard":
+        return B, C, rest[0], rest[1] // 2
+    return B, (C + swap) // 2 if split else C, *rest
+
+
+def halves(x, split, swap):
+    """What is kept of x, and what changes."""
+    if split is None:
+        return None, x
+    if split == "checkerboard":
+        odd = torch.arange(x.shape[2], device=x.device)[:, None] % 2 == 1  # rows
+        left, right = x[..., ::2], x[..., 1::2]
+        parts = torch.where(odd, right, left), torch.where(odd, left, right)
+    elif split == "channel":
+        parts = x.tensor_split([(x.shape[1] + 1) // 2], 1)
+    else:
+        parts = x[:, ::2], x[:, 1::2]
+    return parts[::-1] if swap else parts
+
+
+def whole(kept, changed, split, swap):
+    """What `halves` took apart."""
+    if split is None:
+        return changed
+    a, b = (changed, kept) if swap else (kept, changed)
+    if split == "channel":
+        return torch.cat([a, b], 1)
+    if split == "checkerboard":
+        odd = torch.arange(a.shape[2], device=a.device)[:, None] % 2 == 1  # rows
+        return torch.stack([torch.where(odd, b, a), torch.where(odd, a, b)], -1).flatten(3)
+    more = a.shape[1] - b.shape[1]
+    pairs = torch.stack([a[:, : b.shape[1]], b], 2).flatten(1, 2)
+    return torch.cat([pairs, a[:, -1:]], 1) if more else pairs
+
+
+def raw(s, t, scale, layout):
+    """s, or None, and t, in float32 at least."""
+    if scale == "additive":
+        s, t = None, s
+    elif t is None:
+        parts = s.chunk(2, 1) if len(layout) == 2 else (s[:, ::2], s[:, 1::2])
+        s, t = parts if layout[0] == "s" else parts[::-1]
+    return None if s is None else wide(s), wide(t)
+
+
+def wide(v):
+    return v.to(torch.promote_types(v.dtype, torch.float32))
+
+
+def log_scale(s, scale, weight):
+    """l, in the dtype of s."""
+    f = {
+        "tanh": torch.tanh,
+        "sigmoid": lambda s: F.logsigmoid(s + 2),
+        "atan": torch.atan,
+        "softplus": log_softplus,
+        "exp": lambda s: s,
+    }[scale](s)
+    if weight is not None:
+        f = f * wide(weight).view(-1, *[1] * (s.ndim - 2))
+    return f.clamp(-BOUND, BOUND)
+
+
+def log_softplus(s):
+    """log softplus(s), which is s where exp(s) vanishes."""
+    low = -40.0 if s.dtype == torch.float64 else -20.0
+    return torch.where(s < low, s, F.softplus(s.clamp(min=low), threshold=-low).log())
+
+
+def affine_coupling_ref(
+    x,
+    s,
+    t=None,
+    scale="tanh",
+    *,
+    weight=None,
+    split=None,
+    swap=False,
+    layout="st",
+    inverse=False,
+):
+    """`affine_coupling` in plain torch."""
+    (kept, v), (s, t) = halves(x, split, swap), raw(s, t, scale, layout)
+    l = torch.zeros_like(t) if s is None else log_scale(s, scale, weight)
+    v = (wide(v) - t) * torch.exp(-l) if inverse else wide(v) * torch.exp(l) + t
+    return whole(kept, v.to(x.dtype), split, swap), (-l if inverse else l).flatten(1).sum(1)
+
+
+def affine_coupling_grad_ref(
+    y,
+    dy,
+    dlogdet,
+    s,
+    t=None,
+    scale="tanh",
+    *,
+    weight=None,
+    split=None,
+    swap=False,
+    layout="st",
+    inverse=False,
+):
+    """`affine_coupling_grad` in plain torch."""
+    options = {"split": split, "swap": swap, "layout": layout}
+    with torch.no_grad():
+        x, _ = affine_coupling_ref(y, s, t, scale, weight=weight, inverse=not inverse, **options)
+    inputs = [None if v is None else v.detach().requires_grad_() for v in (x, s, t, weight)]
+    with torch.enable_grad():
+        outputs = affine_coupling_ref(
+            *inputs[:3], scale, weight=inputs[3], inverse=inverse, **options
+        )
+    pairs = [(y, dy) for y, dy in zip(outputs, (dy, dlogdet), strict=True) if dy is not None]
+    outputs, douts = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
+    leaves = [v for v in inputs if v is not None]
+    found = iter(torch.autograd.grad(outputs, leaves, douts, materialize_grads=True))
+    return x, *(None if v is None else next(found) for v in inputs)
