@@ -85,12 +85,13 @@ def sample(
     *,
     out: Path,
     n: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: 1 of sound, 64 images)")
+        int | None,
+        arg(metavar="INT", help_behavior_hint="(default: 1 of sound, 64 images, 40,000 points)"),
     ] = None,
     choice: Annotated[Choice, NAMELESS] = NONE,
     sampling: Annotated[Sampling, NAMELESS] = Sampling(),
 ):
-    """Sample sound or images from a model, and compare the speed with the naive sampler's.
+    """Sample sound, images or points from a model; what has a naive sampler is timed against it.
 
     Args:
         out: WAV or PNG file to write; NAME-0.wav, NAME-1.wav ... for n above 1
@@ -126,12 +127,12 @@ def evaluate(
     seed: int = 0,
     device: Device = "cpu",
 ):
-    """Measure a model on clips or images that were held out of its training.
+    """Measure a model on clips, images or points that were held out of its training.
 
     Args:
         data: what `train` takes; of images those to test on, where there are such
-        files: how many clips or images
-        seed: of what is spoken again
+        files: how many clips, images or points
+        seed: of what is spoken again, of the noise that a flow's images get, of points
     """
     net, meta, form, family = load(model, device, FAMILIES)
     name = data or meta.get("data")

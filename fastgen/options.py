@@ -29,7 +29,7 @@ class Sampling:
         int | None,
         arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
     ] = None
-    temperature: float = 1.0  # of the softmax; 0 takes the likeliest
+    temperature: float = 1.0  # of the softmax, or of a flow's sources; 0 takes the likeliest
     dtype: Literal["float32", "bfloat16", "int8", "float64"] = "float32"  # of what is multiplied
     threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")] = (
         None
