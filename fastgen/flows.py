@@ -36,7 +36,7 @@ def format_of(model, meta):
 
     Raises ValueError for a meta that does not fit the model.
     """
-    if len(model.shape) == 3:
+    if len(model.shape) == 3 and model.levels:
         return pictures_of(model, meta.get("images"))
     name = meta.get("data")
     if not isinstance(name, str) or name not in POINTS or model.shape != (2,):
@@ -71,7 +71,7 @@ class PointValidation:
         self.form, self.out, self.number = form, out, number
 
     def __call__(self, model):
-        write_png(self.out / "density.png", plane(model, self.form.points, 0))
+        write_png(self.out / "density.png", plane(model, self.form.points, POINTS_SHOWN, 0))
         nats, gap, _ = point_nats(model, self.form.points, self.number, 0)
         return {"nats": nats, "entropy": self.form.points.entropy, "gap": gap}
 
@@ -126,7 +126,7 @@ def log_density(model, x):
     return torch.cat([model.log_prob(part.to(like)).double().cpu() for part in x.split(1 << 14)])
 
 
-def plane(model, points, seed, n=POINTS_SHOWN, temperature=1.0):
+def plane(model, points, n, seed, temperature=1.0):
     """Side by side the true density, the learned one, and how many of n samples fall where.
 
     returns: (3, H, W') uint8
@@ -208,12 +208,12 @@ def interpolations(model, codes, n, seed, temperature):
 
     z = cos(a) z_0 + sin(a) z_1 is as likely as the two, where sources are normal.
     """
-    rows = max(1, n // BETWEEN)
-    z = encode(model, codes[spread(len(codes), 2 * rows)])
-    pairs = z[: len(z) // 2 * 2].view(-1, 2, 1, *z.shape[1:])
+    z = encode(model, codes[spread(len(codes), 2 * max(1, n // BETWEEN))])
+    rows = -(-len(z) // 2)  # a set may be sorted by labels: pairs are half of it apart
+    first, last = z[:rows, None], z[-rows:, None]
     angle = torch.linspace(0, math.pi / 2, BETWEEN, dtype=torch.float64).view(-1, 1, 1, 1).to(z)
-    between = angle.cos() * pairs[:, 0] + angle.sin() * pairs[:, 1]
-    between[:, 0], between[:, -1] = pairs[:, 0, 0], pairs[:, 1, 0]  # of the cosine of pi / 2
+    between = angle.cos() * first + angle.sin() * last
+    between[:, -1:] = last  # the cosine of pi / 2 is not quite 0
     return decode(model, between.flatten(0, 1)), BETWEEN
 
 
@@ -236,7 +236,7 @@ def redrawn(model, codes, n, seed, temperature):
     keep = scale >= torch.arange(1, last + 1).view(-1, 1, 1, 1, 1)  # (last, 1, C, H, W)
     mixed = torch.where(keep.to(z.device), z[:, None, None], new).flatten(0, 2)
     made = decode(model, mixed).view(len(x), columns - 1, *x.shape[1:])
-    return torch.cat([x[:, None], made], dim=1).flatten(0, 1), columns
+    return torch.cat([x[:, None], made], dim=1).flatten(0, 1), columns * max(1, 8 // columns)
 
 
 # each: (model, held-out levels, about how many images, seed, temperature) -> images, columns

@@ -56,7 +56,7 @@ class Descent:
 class Family:
     """A family of models, and what the commands do of it.
 
-    kind: "sound", what its models are of    models: classes
+    kind: what its models are, in words    models: classes
     train, verify: commands and checks by the model's name    commands: its own, by name
     format_of(net, meta): how samples are written; ValueError for meta that does not fit
     options: what `sample` takes for it alone, a dataclass of fields that are None unless given
@@ -84,7 +84,7 @@ def load(name, device, families):
     family = next((f for f in families if isinstance(net, f.models)), None)
     if family is None:
         kinds = " or ".join(f.kind for f in families)
-        raise ValueError(f"{name}: expected a model of {kinds}, got a {type(net).__name__}")
+        raise ValueError(f"{name}: expected {kinds}, got a {type(net).__name__}")
     try:
         return net, meta, family.format_of(net, meta), family
     except ValueError as error:
@@ -109,7 +109,7 @@ def refuse(model, kind, **options):
     """Raise ValueError for options that are for models of another kind."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"{model}: {name}: expected none, which is for models of {kind}")
+            raise ValueError(f"{model}: {name}: expected none, which is for {kind}")
 
 
 def parameters(net):

@@ -181,7 +181,7 @@ def test_what_cannot_be_sampled(tmp_path, fails):
     argv = ("vocode", tmp_path / "in.wav", tmp_path / "b.wav", "--model", model)
     assert "in.wav" in fails(*argv)
     err = fails("sample", "wavenet", "--out", tmp_path / "a.wav", "--label", "1")
-    assert "label: expected none, which is for models of images" in err
+    assert "label: expected none, which is for autoregressive models of images" in err
 
 
 def test_a_file_whose_images_do_not_fit(tmp_path, fails):

@@ -12,7 +12,7 @@ from tyro.conf import arg
 from .. import flows
 from ..data import grid, write_png
 from ..data.images import Images
-from ..images import SHOWN, Unseen, bits, independent
+from ..images import SHOWN, Unseen, bits, independent, spread
 from ..options import (
     NAMELESS,
     Descent,
@@ -137,8 +137,8 @@ def trainer(Kind):
             validation = flows.PointValidation(form, out, files)
         else:
             validation = flows.ImageValidation(form, data, out, files)
-        what = f"points of {data}" if points else f"images of {' x '.join(map(str, form.shape))}"
-        print(f"{parameters(net)}, {what}", flush=True)
+        what = f"points of {data}" if points else f"images of {validation.unseen.title}"
+        print(f"{parameters(net)}, {what}, {' x '.join(map(str, net.shape))}", flush=True)
         last = fit(net.to(device), source, out, validation, meta, descent)
         print(table([(name, f"{value:.4f}, held out") for name, value in last.items()]))
 
@@ -157,7 +157,7 @@ def sample(net, meta, form, out, n, shown, sampling):
         if shown.show:
             raise ValueError(f"show: expected none, which is for images, got {shown.show!r}")
         n = n or flows.POINTS_SHOWN
-        write_png(out, flows.plane(net, form.points, n=n, **drawing))
+        write_png(out, flows.plane(net, form.points, n, **drawing))
         print(f"wrote {out}: true density, density, {n:,} points of {form.name}, seed {seed}")
         return
     show, codes = shown.show or "samples", None
@@ -177,17 +177,17 @@ def sample(net, meta, form, out, n, shown, sampling):
 def evaluate(net, form, name, files, seed):
     if isinstance(form, flows.Plane):
         return evaluate_points(net, form, name, files, seed)
-    unseen, train = Unseen(name, form, False, files), Images(name)
-    print(f"{len(unseen.codes)} {unseen.split} images of {train.title}, noise of seed {seed}")
+    unseen = Unseen(name, form, False, files)
+    print(f"{len(unseen.codes)} {unseen.split} images of {unseen.title}, noise of seed {seed}")
     nats = {"model": flows.image_nats(net, unseen.codes, seed)}
-    nats["pixels on their own"] = independent(train.x, unseen.codes, form)
+    nats["pixels on their own"] = independent(Images(name).x, unseen.codes, form)
     nats[f"uniform, ln {form.levels} a pixel"] = math.prod(form.shape) * math.log(form.levels)
     rows = [
         (label, f"{value:.4f} nats", f"{bits(value, form.shape):.4f} bits/dim")
         for label, value in nats.items()
     ]
     print(table(rows))
-    print(exactness(net, unseen.codes[:SHOWN]))
+    print(exactness(net, unseen.codes[spread(len(unseen.codes), SHOWN)]))
 
 
 def evaluate_points(net, form, name, files, seed):
@@ -215,7 +215,7 @@ def exactness(net, codes):
 
 
 FLOWS = Family(
-    kind="flows",
+    kind="flows of images",
     models=(Flow,),
     train={name: trainer(Kind) for name, Kind in SIZES.items()},
     verify={},

@@ -81,7 +81,7 @@ def trainer(Kind):
         """Train a model of images; the same command goes on where a run was stopped.
 
         Args:
-            data: mnist, fashion, an npz file, or a folder of IDX files or pictures
+            data: mnist, fashion, cifar, an npz file, or a folder of IDX files or pictures
             out: folder of the run
             levels: of a pixel
             binarize: with 2 levels, draw the ones anew at each step, once, or from 128 on
@@ -102,12 +102,12 @@ def trainer(Kind):
 
 def evaluate(net, form, name, files, seed):
     unseen = images.Unseen(name, form, images.labelled(net), files)
-    print(f"{len(unseen.codes)} {unseen.split} images of {name}")
+    print(f"{len(unseen.codes)} {unseen.split} images of {unseen.title}")
     print(table(images.likelihoods(net, form, unseen, name)))
 
 
 IMAGES = Family(
-    kind="images",
+    kind="autoregressive models of images",
     models=(Binary, Raster),
     train={name: trainer(Kind) for name, Kind in images.SIZES.items()},
     verify={name: partial(checks.verify, name) for name in checks.MODELS},

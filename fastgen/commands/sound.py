@@ -217,7 +217,7 @@ def wrote(name, codes, form, options):
 
 
 SOUND = Family(
-    kind="sound",
+    kind="models of sound",
     models=(WaveNet,),
     train={"wavenet": train},
     verify={"wavenet": wavenet.verify},
