@@ -37,6 +37,7 @@ from .options import (
 from .sound import Clips, arithmetic, draw, likelihoods, naive_speed, prepare, resynthesis
 from .text import number, progress, speed, table
 from .tractable.wavenet import WaveNet
+from .verify import flows as flow_checks
 from .verify import images as image_checks
 from .verify import wavenet
 
@@ -49,7 +50,9 @@ NAIVE_SECONDS = 2  # for which the naive sampler is timed
 FRAMES = 8  # of conditioning that a stream is given at once
 
 VERIFY = {"wavenet": wavenet.verify} | {
-    name: partial(image_checks.verify, name) for name in image_checks.MODELS
+    name: partial(checks.verify, name)
+    for checks in (image_checks, flow_checks)
+    for name in checks.MODELS
 }
 
 
