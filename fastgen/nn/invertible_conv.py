@@ -64,17 +64,16 @@ class InvertibleConv1x1(Bijector):
 
     def back(self, kept, y, dy, dlogdet):
         own = [p.detach().requires_grad_(p.requires_grad) for p in self.parameters()]
-        with torch.enable_grad():
-            weight = self.weight(*own)
-            logdet = self.log_scale_sum(own[2], y)
-        x = self.inverse(y)[0]
+        x, leaves = self.inverse(y)[0], [p for p in own if p.requires_grad]
         rows, drows = (v.reshape(*v.shape[:2], -1) for v in (x, dy))  # (B, C, ...)
-        dx = (weight.detach().to(dy.dtype).T @ drows).view(y.shape)
-        dweight = torch.einsum("bin,bjn->ij", drows, rows).to(weight)
-        pairs = [(weight, dweight), (logdet, dlogdet.sum().to(logdet))]
-        leaves = [p for p in own if p.requires_grad]
-        outputs, grads = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
-        return x, dx, [*torch.autograd.grad(outputs, leaves, grads)] if leaves else []
+        with torch.enable_grad():
+            weight, logdet = self.weight(*own), self.log_scale_sum(own[2], y)
+            dx = (weight.detach().to(dy.dtype).T @ drows).view(y.shape)
+            if not leaves:
+                return x, dx, []
+            dweight = torch.einsum("bin,bjn->ij", drows, rows).to(weight)
+            total = (weight * dweight).sum() + logdet * dlogdet.sum()
+        return x, dx, [*torch.autograd.grad(total, leaves)]
 
     def logdet(self, x):
         return self.log_scale_sum(self.log_scale, x).expand(len(x))
