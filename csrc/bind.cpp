@@ -105,6 +105,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", set_isa, "Use another instruction set.");
   m.attr("WAVENET_LAYER_TILE") = WAVENET_LAYER_TILE;
   m.def("pixelcnn_layer_rows", pixelcnn_layer_rows, "The rows of a tile of pixelcnn_layer.");
+#define FASTGEN_ENTRY(isa) fastgen::isa::affine_coupling
+  expose(m, "affine_coupling", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
+#define FASTGEN_ENTRY(isa) fastgen::isa::affine_coupling_backward
+  expose(m, "affine_coupling_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
 #define FASTGEN_ENTRY(isa) fastgen::isa::pixelcnn_layer
   expose(m, "pixelcnn_layer", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY

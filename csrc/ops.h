@@ -146,6 +146,34 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
                                int64_t B, int64_t V, int64_t C, int64_t P, int64_t O, int64_t H,   \
                                int64_t W, int64_t k, int64_t rows, int64_t cols, int64_t residual, \
                                int64_t threads);                                                   \
+  /* An affine coupling or its inverse: kernels/affine_coupling.py has the math. */                \
+  void                                                                                             \
+  affine_coupling(int64_t dtype, /* 0 float32, 1 float64, 2 bfloat16 */                            \
+                  const void* x, /* (B, C, S), of a checkerboard (B, C, S / (W / 2), W) */         \
+                  const void* s, /* (B, K, S); (B, 2K, S) without t; t itself where additive */    \
+                  const void* t, /* (B, K, S), or null */                                          \
+                  const void* weight, /* (K,), or null */                                          \
+                  void* y,            /* as x */                                                   \
+                  void* logdet,       /* (B,), float32 or float64 */                               \
+                  int64_t B, int64_t C, int64_t K, int64_t S, int64_t W,                           \
+                  int64_t split, /* 0 x is what changes, 1 channel, 2 alternate, 3 checkerboard */ \
+                  int64_t swap,  /* whether the first part changes */                              \
+                  int64_t layout, /* 0 s and t apart, 1 st, 2 ts, 3 stst, 4 tsts */                \
+                  int64_t scale,  /* 0 tanh, 1 sigmoid, 2 atan, 3 softplus, 4 exp, 5 additive */   \
+                  int64_t inverse, int64_t threads);                                               \
+  /* The gradients of affine_coupling, not of an additive one; all as there. */                    \
+  void affine_coupling_backward(                                                                   \
+      int64_t dtype,       /* 0 float32, 1 float64, 2 bfloat16 */                                  \
+      const void* v,       /* x; y of the coupling, where x is to be restored; x of an inverse */  \
+      const void* dy,      /* (B, C, S) */                                                         \
+      const void* dlogdet, /* (B,), or null */                                                     \
+      const void* s, const void* t,       /* t is needed for what is restored */                   \
+      const void* weight, void* restored, /* the input of what v came out of; or null */           \
+      void* dx,                           /* or null */                                            \
+      void* ds, void* dt,                 /* as s and t */                                         \
+      void* dweight,                      /* (K,), or null */                                      \
+      int64_t B, int64_t C, int64_t K, int64_t S, int64_t W, int64_t split, int64_t swap,          \
+      int64_t layout, int64_t scale, int64_t inverse, int64_t threads);                            \
   }
 FASTGEN_EACH_ISA(FASTGEN_DECLARE)
 

@@ -165,6 +165,68 @@ template <class T> inline vec<T> tanh(vec<T> x) {
   return x < 0 ? -y : y;
 }
 
+// a's lanes where index < LANES, and b's beyond.
+template <class T> inline vec<T> pick(vec<T> a, vec<T> b, vec<bits<T>> index) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (vec<T>)_mm512_permutex2var_ps((__m512)a, (__m512i)index, (__m512)b);
+  else
+    return (vec<T>)_mm512_permutex2var_pd((__m512d)a, (__m512i)index, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m256i i = (__m256i)index;
+    const vec<T> left = (vec<T>)_mm256_permutevar8x32_ps((__m256)a, i);
+    return index < LANES<T> ? left : (vec<T>)_mm256_permutevar8x32_ps((__m256)b, i);
+  }
+#endif
+  T both[2 * LANES<T>];
+  store(both, a), store(both + LANES<T>, b);
+  vec<T> y;
+  for (int i = 0; i < LANES<T>; ++i) y[i] = both[index[i]];
+  return y;
+}
+
+// 2 atanh(r) = log((1 + r) / (1 - r)), for |r| <= 1 / 3.
+template <class T> inline vec<T> twice_atanh(vec<T> r) {
+  constexpr int TERMS = sizeof(T) == 4 ? 8 : 17;
+  const vec<T> q = r * r;
+  vec<T> sum = splat<T>(T(2) / (2 * TERMS - 1));
+#pragma GCC unroll 17
+  for (int k = TERMS - 2; k >= 0; --k) sum = sum * q + T(2) / (2 * k + 1);
+  return sum * r;
+}
+
+// log(1 + x) of x in [0, 1].
+template <class T> inline vec<T> log1p(vec<T> x) { return twice_atanh<T>(x / (2 + x)); }
+
+// log(x) of normal, positive x.
+template <class T> inline vec<T> log(vec<T> x) {
+  constexpr auto M = Bits<T>::MANTISSA;
+  const vec<bits<T>> root = (vec<bits<T>>)splat<T>(0.70710678118654752);
+  // x = 2^n m, m in [sqrt(1 / 2), sqrt(2))
+  const vec<bits<T>> n = ((vec<bits<T>>)x - root) >> M;
+  const vec<T> m = (vec<T>)((vec<bits<T>>)x - (n << M));
+  return __builtin_convertvector(n, vec<T>) * T(0.69314718055994531) +
+         twice_atanh<T>((m - 1) / (m + 1));
+}
+
+template <class T> inline vec<T> atan(vec<T> x) {
+  constexpr int TERMS = sizeof(T) == 4 ? 9 : 21;
+  const vec<T> a = abs<T>(x);
+  const auto large = a > T(2.4142135623730950), middle = a > T(0.41421356237309505);
+  // atan(a) = pi / 2 + atan(-1 / a) = pi / 4 + atan((a - 1) / (a + 1))
+  const vec<T> above = large ? splat<T>(-1) : middle ? a - 1 : a;
+  const vec<T> r = above / (large ? a : middle ? a + 1 : splat<T>(1)), q = r * r;
+  const vec<T> base = large    ? splat<T>(1.5707963267948966)
+                      : middle ? splat<T>(0.78539816339744831)
+                               : vec<T>{};
+  vec<T> sum = splat<T>(T(TERMS % 2 ? 1 : -1) / (2 * TERMS - 1));
+#pragma GCC unroll 21
+  for (int k = TERMS - 2; k >= 0; --k) sum = sum * q + T(k % 2 ? -1 : 1) / (2 * k + 1);
+  const vec<T> y = base + sum * r;
+  return x < 0 ? -y : y;
+}
+
 // tanh(a) sigmoid(b), with one division.
 template <class T> inline vec<T> gated(vec<T> a, vec<T> b) {
   const vec<T> e = expm1<T>(-2 * abs<T>(a)), y = -e / ((2 + e) * (1 + exp<T>(-b)));

@@ -22,13 +22,28 @@ with halves (the next coupling swaps them) gives what changes alone, split=None:
 written so.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
+
+from ._op import (
+    LIB,
+    launch,
+    native,
+    on_triton,
+    op,
+    ready,
+    thread_count,
+    transformed,
+    warn_reference,
+)
 
 SCALES = ("tanh", "sigmoid", "atan", "softplus", "exp", "additive")
 SPLITS = (None, "channel", "alternate", "checkerboard")
 LAYOUTS = ("st", "ts", "stst", "tsts")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NATIVE = (torch.float32, torch.float64, torch.bfloat16)  # as csrc/ops.h numbers them
 BOUND = 80.0
 
 
@@ -58,11 +73,12 @@ def affine_coupling(
     returns: y as x, or with `inverse` x as y; logdet (B,) in float32 or float64
     Raises ValueError for shapes, devices and options that do not fit, TypeError for dtypes.
     """
-    x, s, t, weight = prepare(x, s, t, scale, weight, split, swap, layout)
-    return affine_coupling_ref(
-        *(x, s, t, scale),
-        **{"weight": weight, "split": split, "swap": swap, "layout": layout, "inverse": inverse},
-    )
+    inputs = prepare(x, s, t, scale, weight, split, swap, layout)
+    if transformed(inputs) or not has_kernel(inputs[0]):
+        x, s, t, weight = inputs
+        options = {"split": split, "swap": swap, "layout": layout, "inverse": inverse}
+        return affine_coupling_ref(x, s, t, scale, weight=weight, **options)
+    return _affine_coupling(*inputs, scale, split, swap, layout, inverse)
 
 
 def affine_coupling_grad(
@@ -85,12 +101,17 @@ def affine_coupling_grad(
     No gradient flows through it.
     """
     with torch.no_grad():
-        y, s, t, weight = prepare(y, s, t, scale, weight, split, swap, layout)
-        return affine_coupling_grad_ref(
-            *(y, dy, dlogdet, s, t, scale),
-            **{"weight": weight, "split": split, "swap": swap},
-            **{"layout": layout, "inverse": inverse},
+        inputs = prepare(y, s, t, scale, weight, split, swap, layout)
+        check_grads(inputs[0], dy, dlogdet)
+        if scale == "additive":
+            options = {"scale": scale, "split": split, "swap": swap, "inverse": not inverse}
+            return affine_coupling(y, s, **options)[0], *additive_grads(dy, split, swap, inverse)
+        run = _affine_coupling_backward if has_kernel(inputs[0]) else backward_ref
+        x, dx, ds, dt, dweight = run(
+            *(*inputs, dy, dlogdet, scale, split, swap, layout, inverse, True, True)
         )
+    dweight = None if weight is None else dweight.sum_to_size(weight.shape)
+    return x, dx, ds, None if t is None else dt, dweight
 
 
 def kept_half(x, split, swap=False):
@@ -100,6 +121,168 @@ def kept_half(x, split, swap=False):
     """
     check_split(x, split)
     return halves(x, split, swap)[0]
+
+
+def has_kernel(x):
+    """Whether there is a kernel for x; says so once where a CPU could have one."""
+    if on_triton(x, "affine_coupling"):
+        return x.dtype != torch.float64
+    if x.device.type == "cpu" and native is None:
+        warn_reference("affine_coupling")
+    return x.device.type in ("cpu", "meta") and native is not None and x.dtype in NATIVE
+
+
+@op
+def _affine_coupling(
+    x: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    scale: str,
+    split: str | None,
+    swap: bool,
+    layout: str,
+    inverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns y and logdet; weight is (K,)."""
+    y, logdet = torch.empty_like(x), x.new_empty(x.shape[0], dtype=wide_dtype(x))
+    if on_triton(x, "affine_coupling"):
+        if ready((x, s, t, weight)):
+            from ._affine_coupling_triton import forward as forward_triton
+
+            forward_triton(x, s, t, weight, y, logdet, scale, split, swap, layout, inverse)
+        return y, logdet
+    launch(
+        native.affine_coupling,
+        *(NATIVE.index(x.dtype), x, s, t, weight, y, logdet, *sizes(x, split, swap)),
+        *codes(scale, split, swap, layout if t is None else None, inverse),
+        thread_count(),
+    )
+    return y, logdet
+
+
+@op
+def _affine_coupling_backward(
+    v: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    dy: torch.Tensor,
+    dlogdet: torch.Tensor | None,
+    scale: str,
+    split: str | None,
+    swap: bool,
+    layout: str,
+    inverse: bool,
+    restore: bool,
+    needs_x: bool,
+) -> list[torch.Tensor]:
+    """Returns what v is restored to, dx, ds, dt and dweight; empty where there is none.
+
+    v: with `restore` the output, else x of the coupling: the input, or the inverse's output
+    """
+    K = half_shape(v, split, swap)[1]
+    apart = s.shape[1] == K
+    restored = v.new_empty(v.shape if restore else 0)
+    dx = v.new_empty(v.shape if needs_x else 0)
+    ds, dt = torch.empty_like(s), s.new_empty(s.shape if apart else 0)
+    dweight = s.new_empty(0 if weight is None else K)
+    grads = [restored, dx, ds, dt, dweight]
+    places = [g if g is ds or g.ndim > 1 else None for g in grads[:4]]
+    places.append(None if weight is None else dweight)
+    if on_triton(v, "affine_coupling"):
+        if ready((v, s, t, weight, dy, dlogdet)):
+            from ._affine_coupling_triton import backward as backward_triton
+
+            options = scale, split, swap, layout, inverse
+            backward_triton(v, s, t, weight, dy, dlogdet, *places, *options)
+        return grads
+    launch(
+        native.affine_coupling_backward,
+        *(NATIVE.index(v.dtype), v, dy, dlogdet, s, t, weight, *places, *sizes(v, split, swap)),
+        *codes(scale, split, swap, None if apart else layout, inverse),
+        thread_count(),
+    )
+    return grads
+
+
+def setup_context(ctx, inputs, output):
+    x, s, _, weight, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    if ctx.options[0] != "additive":
+        ctx.save_for_backward(output[0] if ctx.options[-1] else x, s, weight)
+
+
+def backward(ctx, dy, dlogdet):
+    (scale, split, swap, _, inverse), needs = ctx.options, ctx.needs_input_grad[:4]
+    if scale == "additive":
+        grads = (None,) * 4 if dy is None else additive_grads(dy, split, swap, inverse)
+        return *grads, *5 * [None]
+    v, s, weight = ctx.saved_tensors
+    dy = torch.zeros_like(v) if dy is None else dy
+    run = backward_ref if torch.is_grad_enabled() else _affine_coupling_backward
+    grads = run(v, s, None, weight, dy, dlogdet, *ctx.options, False, needs[0])
+    return *(g if n else None for g, n in zip(grads[1:], needs, strict=True)), *5 * [None]
+
+
+torch.library.register_autograd(
+    "fastgen::affine_coupling", backward, setup_context=setup_context, lib=LIB
+)
+
+
+def additive_grads(dy, split, swap, inverse):
+    """dx, dt where it comes second, and nothing for t and weight."""
+    dt = halves(dy, split, swap)[1]
+    return dy, -dt if inverse else dt.contiguous(), None, None
+
+
+def backward_ref(
+    v, s, t, weight, dy, dlogdet, scale, split, swap, layout, inverse, restore, needs_x
+):
+    """`_affine_coupling_backward` in plain torch, to be differentiated again."""
+    apart = s.shape[1] == half_shape(v, split, swap)[1]
+    (kept, u), (dkept, d) = halves(v, split, swap), halves(dy, split, swap)
+    u, d = wide(u), wide(d)
+    raw_s, raw_t = (wide(s), s if t is None else t) if apart else raw(s, None, scale, layout)
+    raw_s, weight = source(raw_s), source(weight)
+    with torch.enable_grad():
+        l = log_scale(raw_s, scale, weight)
+    e = torch.exp(-l if inverse else l)
+    scaled = -d * u if inverse else d * (u - raw_t if restore else u * e)
+    dl = (
+        scaled
+        if dlogdet is None
+        else scaled + (-dlogdet if inverse else dlogdet).view(-1, *[1] * (l.ndim - 1))
+    )
+    other = u / e + raw_t if inverse else (u - raw_t) / e
+    wanted = [raw_s] if weight is None else [raw_s, weight]
+    ds, *dweight = torch.autograd.grad(l, wanted, dl, create_graph=torch.is_grad_enabled())
+    dx = whole(dkept, (d * e).to(v.dtype), split, swap)
+    ds, dt = ds.to(s.dtype), (-d * e if inverse else d).to(s.dtype)
+    if not apart:
+        pair = (ds, dt) if layout[0] == "s" else (dt, ds)
+        ds = torch.cat(pair, 1) if len(layout) == 2 else torch.stack(pair, 2).flatten(1, 2)
+    restored = whole(kept, other.to(v.dtype), split, swap)
+    return restored, dx, ds, dt, dweight[0] if dweight else None
+
+
+def source(v):
+    """v where gradients are followed through it, else the same as a root of its own."""
+    if v is None or (torch.is_grad_enabled() and v.requires_grad):
+        return v
+    return v.detach().requires_grad_()
+
+
+def sizes(x, split, swap):
+    """B, C, K, S and W: see csrc/ops.h."""
+    B, K, *rest = half_shape(x, split, swap)
+    return B, x.shape[1], K, math.prod(rest), x.shape[3] if split == "checkerboard" else 0
+
+
+def codes(scale, split, swap, layout, inverse):
+    """The options as csrc/ops.h numbers them."""
+    place = 0 if layout is None else 1 + LAYOUTS.index(layout)
+    return SPLITS.index(split), int(swap), place, SCALES.index(scale), int(inverse)
 
 
 def prepare(x, s, t, scale, weight, split, swap, layout):
@@ -142,6 +325,18 @@ def check(x, s, t, scale, weight, split, swap, layout):
             raise TypeError(f"affine_coupling: {name}: expected a floating dtype, got {v.dtype}")
         if v.dtype != x.dtype and not autocast:
             raise TypeError(f"affine_coupling: {name}: expected {x.dtype}, got {v.dtype}")
+
+
+def check_grads(y, dy, dlogdet):
+    expect(dy.shape == y.shape, f"dy: expected {tuple(y.shape)}, got {tuple(dy.shape)}")
+    shape = None if dlogdet is None else tuple(dlogdet.shape)
+    expect(shape in (None, (y.shape[0],)), f"dlogdet: expected {(y.shape[0],)}, got {shape}")
+    for name, v, dtype in (("dy", dy, y.dtype), ("dlogdet", dlogdet, wide_dtype(y))):
+        if v is None:
+            continue
+        expect(v.device == y.device, f"{name}: expected {y.device}, got {v.device}")
+        if v.dtype != dtype:
+            raise TypeError(f"affine_coupling: {name}: expected {dtype}, got {v.dtype}")
 
 
 def check_split(x, split):
@@ -208,7 +403,11 @@ def raw(s, t, scale, layout):
 
 
 def wide(v):
-    return v.to(torch.promote_types(v.dtype, torch.float32))
+    return v.to(wide_dtype(v))
+
+
+def wide_dtype(v):
+    return torch.promote_types(v.dtype, torch.float32)
 
 
 def log_scale(s, scale, weight):
@@ -248,33 +447,3 @@ def affine_coupling_ref(
     l = torch.zeros_like(t) if s is None else log_scale(s, scale, weight)
     v = (wide(v) - t) * torch.exp(-l) if inverse else wide(v) * torch.exp(l) + t
     return whole(kept, v.to(x.dtype), split, swap), (-l if inverse else l).flatten(1).sum(1)
-
-
-def affine_coupling_grad_ref(
-    y,
-    dy,
-    dlogdet,
-    s,
-    t=None,
-    scale="tanh",
-    *,
-    weight=None,
-    split=None,
-    swap=False,
-    layout="st",
-    inverse=False,
-):
-    """`affine_coupling_grad` in plain torch."""
-    options = {"split": split, "swap": swap, "layout": layout}
-    with torch.no_grad():
-        x, _ = affine_coupling_ref(y, s, t, scale, weight=weight, inverse=not inverse, **options)
-    inputs = [None if v is None else v.detach().requires_grad_() for v in (x, s, t, weight)]
-    with torch.enable_grad():
-        outputs = affine_coupling_ref(
-            *inputs[:3], scale, weight=inputs[3], inverse=inverse, **options
-        )
-    pairs = [(y, dy) for y, dy in zip(outputs, (dy, dlogdet), strict=True) if dy is not None]
-    outputs, douts = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
-    leaves = [v for v in inputs if v is not None]
-    found = iter(torch.autograd.grad(outputs, leaves, douts, materialize_grads=True))
-    return x, *(None if v is None else next(found) for v in inputs)

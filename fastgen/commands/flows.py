@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,7 @@ from ..tractable.glow import Glow
 from ..tractable.ica import ICA
 from ..tractable.nice import NICE
 from ..tractable.realnvp import RealNVP
+from ..verify import flows as checks
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ FLOWS = Family(
     kind="flows of images",
     models=(Flow,),
     train={name: trainer(Kind) for name, Kind in SIZES.items()},
-    verify={},
+    verify={name: partial(checks.verify, name) for name in checks.MODELS},
     commands={},
     format_of=flows.format_of,
     options=Shown,

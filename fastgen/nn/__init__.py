@@ -4,6 +4,7 @@ from .bijector import Bijector, Chain, Half
 from .causal_conv1d import CausalConv1d
 from .convert import Report, convert, restore
 from .invertible_conv import InvertibleConv1x1
+from .invertible_linear import InvertibleLinear
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear, degree_mask
 from .normalize import ActNorm, BatchNorm, Diagonal
@@ -18,6 +19,7 @@ __all__ = [
     "Diagonal",
     "Half",
     "InvertibleConv1x1",
+    "InvertibleLinear",
     "Logit",
     "MaskedConv2d",
     "MaskedLinear",

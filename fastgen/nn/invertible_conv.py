@@ -40,26 +40,43 @@ class InvertibleConv1x1(Bijector):
         self.sign.copy_(U.diagonal().sign())
         self.order.copy_(P.argmax(0))
 
-    def factors(self):
+    def factors(self, lower, upper, log_scale):
         """L and U, with their diagonals."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.sign)).to(self.lower)
-        return lower, self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_scale))
+        L = lower.tril(-1) + torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        return L, upper.triu(1) + torch.diag(self.sign * torch.exp(log_scale))
+
+    def weight(self, *parameters):
+        L, U = self.factors(*parameters)
+        return (L @ U)[self.order.argsort()]
 
     def forward(self, x):
-        L, U = self.factors()
-        weight = (L @ U)[self.order.argsort()]
-        kernel = weight.to(x.dtype)
-        y = F.linear(x, kernel) if x.ndim == 2 else F.conv2d(x, kernel[:, :, None, None])
+        weight = self.weight(*self.parameters()).to(x.dtype)
+        y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
         return y, self.logdet(x)
 
     def inverse(self, y):
-        L, U = self.factors()
+        L, U = self.factors(*self.parameters())
         rows = y.movedim(1, 0).flatten(1)[self.order]  # (C, B ...)
         rows = torch.linalg.solve_triangular(L, rows.to(L.dtype), upper=False, unitriangular=True)
         rows = torch.linalg.solve_triangular(U, rows, upper=True)
         shape = (y.shape[1], y.shape[0], *y.shape[2:])
         return rows.to(y.dtype).view(shape).movedim(0, 1).contiguous(), -self.logdet(y)
 
+    def back(self, kept, y, dy, dlogdet):
+        own = [p.detach().requires_grad_(p.requires_grad) for p in self.parameters()]
+        x, leaves = self.inverse(y)[0], [p for p in own if p.requires_grad]
+        rows, drows = (v.reshape(*v.shape[:2], -1) for v in (x, dy))  # (B, C, ...)
+        with torch.enable_grad():
+            weight, logdet = self.weight(*own), self.log_scale_sum(own[2], y)
+            dx = (weight.detach().to(dy.dtype).T @ drows).view(y.shape)
+            if not leaves:
+                return x, dx, []
+            dweight = torch.einsum("bin,bjn->ij", drows, rows).to(weight)
+            total = (weight * dweight).sum() + logdet * dlogdet.sum()
+        return x, dx, [*torch.autograd.grad(total, leaves)]
+
     def logdet(self, x):
-        total = self.log_scale.sum().to(wide(x.dtype)) * x.shape[2:].numel()
-        return total.expand(len(x))
+        return self.log_scale_sum(self.log_scale, x).expand(len(x))
+
+    def log_scale_sum(self, log_scale, x):
+        return log_scale.sum().to(wide(x.dtype)) * x.shape[2:].numel()

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .bijector import Bijector, slopes, wide
+from .bijector import Bijector, wide
 
 
 class ActNorm(Bijector):
@@ -32,6 +32,11 @@ class ActNorm(Bijector):
 
     def inverse(self, y):
         return restored(y, self.mean, self.log_std)
+
+    def back(self, kept, y, dy, dlogdet):
+        x, dx, *grads = undone(y, dy, dlogdet, self.mean, self.log_std)
+        pairs = zip((self.mean, self.log_std), grads, strict=True)
+        return x, dx, [g for p, g in pairs if p.requires_grad]
 
     def known(self):
         """Whether `ready` was set here, and has not been written since."""
@@ -108,15 +113,18 @@ class BatchNorm(Bijector):
 
     def back(self, kept, y, dy, dlogdet):
         mean, var, training = kept
-        x = restored(y, *self.center(mean, var))[0]
         own = [p.detach().requires_grad_(p.requires_grad) for p in self.parameters()]
         with torch.enable_grad():
-            x.requires_grad_()
-            if training:
-                mean, var = moments(x)
-            outputs = normalized(x, *self.center(mean, var, *own))
-        parameters = [p for p in own if p.requires_grad]
-        return x.detach(), *slopes(outputs, (dy, dlogdet), x, parameters)
+            leaves = [mean.requires_grad_(), var.requires_grad_(), *own]
+            centers = self.center(mean, var, *own)
+        x, dx, *slopes = undone(y, dy, dlogdet, *(v.detach() for v in centers))
+        leaves = [v for v in leaves if v.requires_grad]
+        dmean, dvar, *grads = torch.autograd.grad(centers, leaves, slopes)
+        if training:  # they are moments of x
+            N = y.numel() // y.shape[1]
+            shift = (dmean - 2 * dvar * mean.detach()) / N
+            dx += torch.addcmul(shaped(shift, y), x, shaped(2 * dvar / N, y))
+        return x, dx, grads
 
     def center(self, mean, var, log_scale=None, shift=None):
         """The mean and log_std that `normalized` takes, by default with the module's affine map."""
@@ -148,6 +156,14 @@ def restored(y, mean, log_std):
     """The inverse of `normalized`."""
     logdet = log_std.sum().to(wide(y.dtype)) * y.shape[2:].numel()
     return y * shaped(torch.exp(log_std), y) + shaped(mean, y), logdet.expand(len(y))
+
+
+def undone(y, dy, dlogdet, mean, log_std):
+    """From the output and the gradients of `normalized`: x, dx, dmean, dlog_std."""
+    x, dx = restored(y, mean, log_std)[0], dy * shaped(torch.exp(-log_std), y)
+    total = dlogdet.sum() * y.shape[2:].numel()
+    dmean, dlog_std = -dx.sum(channels(y)), -(dy * y).sum(channels(y)) - total
+    return x, dx, dmean.to(mean), dlog_std.to(mean)
 
 
 def shaped(v, x):

@@ -19,10 +19,14 @@ class Squeeze(Bijector):
         if x.ndim != 4 or x.shape[2] % 2 or x.shape[3] % 2:
             got = tuple(x.shape)
             raise ValueError(f"Squeeze: x: expected (B, C, H, W) with even H and W, got {got}")
-        return F.pixel_unshuffle(x, 2), zeros(x)
+        B, C, H, W = x.shape
+        squares = x.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        return squares.reshape(B, 4 * C, H // 2, W // 2), zeros(x)
 
     def inverse(self, y):
-        return F.pixel_shuffle(y, 2), zeros(y)
+        B, C, H, W = y.shape
+        squares = y.reshape(B, C // 4, 2, 2, H, W).permute(0, 1, 4, 2, 5, 3)
+        return squares.reshape(B, C // 4, 2 * H, 2 * W), zeros(y)
 
     def back(self, kept, y, dy, dlogdet):
         return self.inverse(y)[0], self.inverse(dy)[0], []

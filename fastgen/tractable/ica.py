@@ -2,7 +2,7 @@
 
 import math
 
-from ..nn import ActNorm, InvertibleConv1x1
+from ..nn import ActNorm, InvertibleLinear
 from .coupling import MLP, Coupling
 from .flow import Flow, check_sizes
 
@@ -28,9 +28,9 @@ class ICA(Flow):
         D = math.prod(shape)
         if D < 2:
             raise ValueError(f"ICA: shape: expected two numbers at least, got {shape}")
-        steps = [ActNorm(D), InvertibleConv1x1(D)]
+        steps = [ActNorm(D), InvertibleLinear(D)]
         for _ in range(layers):
             net = MLP(hidden, 2, D - D // 2, 2 * (D // 2))
-            steps += [Coupling(net, "channel", False, "tanh"), InvertibleConv1x1(D)]
+            steps += [Coupling(net, "channel", False, "tanh"), InvertibleLinear(D)]
         super().__init__(shape, levels, steps, source=source, flat=True, reversible=reversible)
         self.config = {**config, "shape": list(shape)}

@@ -27,8 +27,8 @@ class Sources(nn.Module):
         self.name = name
         if name == "mixture":
             self.weight = nn.Parameter(torch.zeros(D, components))  # logits
-            self.mean = nn.Parameter(torch.linspace(-2, 2, components).repeat(D, 1))
-            self.log_scale = nn.Parameter(torch.full((D, components), -1.0))
+            self.mean = nn.Parameter(torch.linspace(-1, 1, components).repeat(D, 1))
+            self.log_scale = nn.Parameter(torch.full((D, components), -0.7))
 
     def log_prob(self, z):
         """Sum of the log-densities of each row, (B,), in float32 at least."""
