@@ -266,6 +266,9 @@ def test_what_cannot_be_done(data, tmp_path, fails):
     images = saved(tmp_path / "i.safetensors", flat, **meta)
     err = fails("sample", images, *out, "--show", "redrawn")
     assert "redrawn: expected a flow of two scales or more, got one" in err
+    nameless = saved(tmp_path / "n.safetensors", flat, images=meta["images"])
+    err = fails("sample", nameless, *out, "--show", "interpolations")
+    assert "show: interpolations: the model does not say what it was trained on" in err
     for i, meta in enumerate(({}, {"data": "mnist"}, {"data": 3}, {"data": ["two_moons"]})):
         broken = saved(tmp_path / f"{i}.safetensors", identity(), **meta)
         assert "data: expected images, or one of ['eight_" in fails("sample", broken, *out)

@@ -19,7 +19,6 @@ from ..options import (
     Descent,
     Device,
     Family,
-    Files,
     check_device,
     check_output,
     fit,
@@ -35,13 +34,24 @@ from ..tractable.realnvp import RealNVP
 from ..verify import flows as checks
 
 
+def by_kind(text, images, points, metavar="INT"):
+    """What is said of an option whose default depends on what there is to learn."""
+    hint = f"(default: {images}, of points {points})"
+    return arg(metavar=metavar, help=text, help_behavior_hint=hint)
+
+
 @dataclass(frozen=True)
 class RealNVPSizes:
-    layers: int | None = None  # couplings of a kind at a scale (default: 3), of points in all (16)
-    hidden: int | None = None  # channels of a network (default: 32), of points units (64)
+    layers: Annotated[
+        int | None, by_kind("couplings of a kind at a scale, of points in all", 3, 16)
+    ] = None
+    hidden: Annotated[int | None, by_kind("channels of a network, of points units", 32, 64)] = None
     blocks: int = 2  # of a network
     scales: int = 2  # of images
-    norm: Literal["batch", "actnorm", "none"] | None = None  # (default: batch, of points actnorm)
+    norm: Annotated[
+        Literal["batch", "actnorm", "none"] | None,
+        by_kind("after each coupling", "batch", "actnorm", "{batch,actnorm,none}"),
+    ] = None
     reversible: bool = False  # compute activations again, in memory that depth does not change
 
     def build(self, shape, levels):
@@ -51,8 +61,8 @@ class RealNVPSizes:
 
 @dataclass(frozen=True)
 class GlowSizes:
-    layers: int | None = None  # steps at a scale (default: 8), of points in all (16)
-    hidden: int | None = None  # channels of a network (default: 128), of points units (64)
+    layers: Annotated[int | None, by_kind("steps at a scale, of points in all", 8, 16)] = None
+    hidden: Annotated[int | None, by_kind("channels of a network, of points units", 128, 64)] = None
     scales: int = 2  # of images
     reversible: bool = False  # compute activations again, in memory that depth does not change
 
@@ -63,9 +73,9 @@ class GlowSizes:
 
 @dataclass(frozen=True)
 class NICESizes:
-    layers: int | None = None  # couplings (default: 4), of points (16)
-    hidden: int | None = None  # units of a layer of a network (default: 1000), of points (64)
-    depth: int | None = None  # hidden layers of a network (default: 5), of points (2)
+    layers: Annotated[int | None, by_kind("couplings", 4, 16)] = None
+    hidden: Annotated[int | None, by_kind("units of a layer of a network", 1000, 64)] = None
+    depth: Annotated[int | None, by_kind("hidden layers of a network", 5, 2)] = None
     source: Literal["logistic", "normal", "laplace", "mixture"] = "logistic"
     reversible: bool = False  # compute activations again, in memory that depth does not change
 
@@ -76,7 +86,7 @@ class NICESizes:
 
 @dataclass(frozen=True)
 class ICASizes:
-    layers: int | None = None  # couplings (default: 0, a linear map), of points (16)
+    layers: Annotated[int | None, by_kind("couplings; none make a linear map", 0, 16)] = None
     hidden: int = 64  # units of a layer of a network
     source: Literal["mixture", "logistic", "laplace", "normal"] = "mixture"
     reversible: bool = False  # compute activations again, in memory that depth does not change
@@ -98,6 +108,7 @@ class Shown:
     show: Annotated[
         Literal[tuple(flows.PICTURES)] | None,
         arg(
+            metavar="{" + ",".join(flows.PICTURES) + "}",
             help="of a flow of images: samples; images and what the inverse makes of their "
             "sources; images between two; images whose fine detail is drawn anew",
             help_behavior_hint="(default: samples)",
@@ -115,7 +126,9 @@ def trainer(Kind):
         out: Path,
         levels: int = 256,
         flips: bool = False,
-        files: Files = None,
+        files: Annotated[
+            int | None, arg(metavar="INT", help_behavior_hint="(default: all, 10,000 points)")
+        ] = None,
         device: Device = "cpu",
         sizes: Annotated[Kind, NAMELESS] = default,
         descent: Annotated[Descent, NAMELESS] = Descent(batch_size=100),
@@ -164,7 +177,9 @@ def sample(net, meta, form, out, n, shown, sampling):
         return
     show, codes = shown.show or "samples", None
     if show != "samples":
-        codes = Unseen(meta.get("data"), form, False).codes
+        if not isinstance(meta.get("data"), str):
+            raise ValueError(f"show: {show}: the model does not say what it was trained on")
+        codes = Unseen(meta["data"], form, False).codes
     made, columns = flows.PICTURES[show](net, codes, n or SHOWN, **drawing)
     took = time.perf_counter() - began
     write_png(out, grid(form.decode(made), columns))
