@@ -189,7 +189,7 @@ def reversible(makers):
 
 def components(makers):
     """Three sources, mixed by a matrix, found up to order and scale by the likeliest of 3 fits."""
-    u = kernels.uniforms(0, 3, 2000).T  # (N, 3)
+    u = kernels.uniforms(0, 3, 1500).T  # (N, 3)
     laplace = torch.where(u < 0.5, torch.log(2 * u + 1e-9), -torch.log(2 - 2 * u))[:, 0]
     sources = torch.stack([laplace, u[:, 1] - 0.5, -torch.log1p(-u[:, 2])], 1)
     mixing = torch.tensor([[1.0, 0.6, -0.4], [0.5, 2.0, 0.7], [-0.3, 0.8, 0.5]]).double()
@@ -241,7 +241,7 @@ def density(model):
     return p.view(GRID, GRID) * (high - low).prod() / GRID**2, low, high
 
 
-def learned(model, x, steps=400, lr=0.03):
+def learned(model, x, steps=300, lr=0.04):
     """The model after steps of Adam on all of x, at a rate that falls to zero."""
     adam = torch.optim.Adam(model.train().parameters(), lr=lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
