@@ -57,11 +57,8 @@ def prepare(sizes, data, *, levels, flips, seed):
     images = Images(data)
     net = sizes.build(images.shape, levels)
     source = Batches(images, levels, seed=seed, mode="threshold", flips=flips)
-    return (
-        net,
-        source,
-        {"data": data, "images": {"shape": [*images.shape], "binarize": "threshold"}},
-    )
+    own = {"shape": [*images.shape], "binarize": "threshold"}
+    return net, source, {"data": data, "images": own}
 
 
 class PointValidation:
@@ -86,7 +83,7 @@ class ImageValidation:
     def __call__(self, model):
         codes = self.unseen.codes
         for name, made in PICTURES.items():
-            if name != "redrawn" or hasattr(model, "scale_map"):
+            if name != "redrawn" or scales_of(model).any():
                 drawn, columns = made(model, codes, SHOWN, 0, 1.0)
                 write_png(self.out / f"{name}.png", grid(self.form.decode(drawn), columns))
         missed, _ = missed_levels(model, codes[spread(len(codes), SHOWN)])
@@ -223,7 +220,7 @@ def redrawn(model, codes, n, seed, temperature):
     The other sources, of finer detail, are drawn anew. (Dinh et al. 2016, appendix D.)
     Raises ValueError for a flow of one scale.
     """
-    scale = model.scale_map() if hasattr(model, "scale_map") else torch.zeros(1)
+    scale = scales_of(model)
     last = int(scale.max())
     if not last:
         raise ValueError("redrawn: expected a flow of two scales or more, got one")
@@ -237,6 +234,11 @@ def redrawn(model, codes, n, seed, temperature):
     mixed = torch.where(keep.to(z.device), z[:, None, None], new).flatten(0, 2)
     made = decode(model, mixed).view(len(x), columns - 1, *x.shape[1:])
     return torch.cat([x[:, None], made], dim=1).flatten(0, 1), columns * max(1, 8 // columns)
+
+
+def scales_of(model):
+    """The scale of each source of images, zeros of a flow of one."""
+    return model.scale_map() if hasattr(model, "scale_map") else torch.zeros(1)
 
 
 # each: (model, held-out levels, about how many images, seed, temperature) -> images, columns

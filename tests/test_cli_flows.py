@@ -168,9 +168,8 @@ def test_images(kind, data, tmp_path, capsys):
     nats = -net.log_prob(held, seed=0).double().mean().item()
     assert f"nats           {nats:.4f}, held out" in said
     assert f"bits/dim       {nats / 96 / math.log(2):.4f}, held out" in said
-    scales = hasattr(net, "scale_map")
     for name in flows.PICTURES:
-        assert (run / f"{name}.png").exists() == (scales or name != "redrawn")
+        assert (run / f"{name}.png").exists() == (kind in ("realnvp", "glow") or name != "redrawn")
     pairs = tiles(run / "reconstructions.png", form.shape, 6).unflatten(0, (-1, 2))
     assert torch.equal(pairs[:, 0], pairs[:, 1])
     assert torch.equal(pairs[:, 0], form.decode(held))
@@ -185,6 +184,15 @@ def test_images(kind, data, tmp_path, capsys):
     assert f"{nats:.4f} nats" in said
     assert f"{nats / 96 / math.log(2):.4f} bits/dim" in said
     assert "reconstructions: all 480 levels of 5 images are the same; before" in said
+
+
+def test_a_flow_of_one_scale_redraws_nothing(data, tmp_path, capsys):
+    argv = ["train", "realnvp", "--data", data, "--out", str(tmp_path / "run"), *KINDS["realnvp"]]
+    argv += ["--scales", "1", "--norm", "none", "--levels", "8", "--steps", "1"]
+    assert cli.main([*argv, "--batch-size", "4"]) == 0
+    assert "missed levels  0.0000" in capsys.readouterr().out
+    found = {path.stem for path in (tmp_path / "run").glob("*.png")}
+    assert found == {"samples", "reconstructions", "interpolations"}
 
 
 def test_sample_and_temperature(data, tmp_path, capsys):

@@ -24,12 +24,17 @@ class Curves:
     """
 
     def __init__(self, curves, sd, nodes=NODES):
-        at, weights = np.polynomial.legendre.leggauss(nodes)
+        self.curves, self.sd, self.nodes = curves, sd, nodes
+
+    @cached_property
+    def rule(self):
+        """The points of the curves that a density is summed over, and the logs of their weights."""
+        at, weights = np.polynomial.legendre.leggauss(self.nodes)
         t, w = torch.from_numpy(at / 2 + 0.5), torch.from_numpy(weights / 2)
-        self.curves, self.sd = curves, sd
-        self.centres = curves(t).flatten(0, 1)  # (nodes K, 2)
-        K = len(self.centres) // nodes
-        self.log_w = (w / K).log().repeat_interleave(K) - math.log(2 * math.pi * sd**2)
+        centres = self.curves(t)  # (nodes, K, 2)
+        K = centres.shape[1]
+        log_w = (w / K).log().repeat_interleave(K) - math.log(2 * math.pi * self.sd**2)
+        return centres.flatten(0, 1), log_w
 
     def sample(self, n, *, seed, start=0):
         """The points start ... start + n - 1 of a seed, (n, 2) float64."""
@@ -45,16 +50,17 @@ class Curves:
         return torch.cat(parts)
 
     def _log_prob(self, x):
-        scaled = self.centres / self.sd**2
-        at_0 = self.log_w - (self.centres * scaled).sum(1) / 2
+        centres, log_w = self.rule
+        scaled = centres / self.sd**2
+        at_0 = log_w - (centres * scaled).sum(1) / 2
         log_p = torch.addmm(at_0, x, scaled.T).logsumexp(1)  # of (n, nodes K)
         return log_p - x.square().sum(1) / (2 * self.sd**2)
 
     @property
     def box(self):
         """What holds all but e^-24 of the mass: low (2,), high (2,)."""
-        margin = TAIL * self.sd
-        return self.centres.amin(0) - margin, self.centres.amax(0) + margin
+        centres, margin = self.rule[0], TAIL * self.sd
+        return centres.amin(0) - margin, centres.amax(0) + margin
 
     @cached_property
     def entropy(self):
