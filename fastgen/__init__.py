@@ -11,20 +11,28 @@ if find_spec("fastgen.kernels") is None:
 from . import kernels, nn
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
+from .tractable.glow import Glow
+from .tractable.ica import ICA
 from .tractable.made import MADE
 from .tractable.nade import NADE
+from .tractable.nice import NICE
 from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from .tractable.pixelcnnpp import PixelCNNpp
+from .tractable.realnvp import RealNVP
 from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
 __all__ = [
     "FVSBN",
+    "ICA",
     "MADE",
     "NADE",
+    "NICE",
     "GatedPixelCNN",
+    "Glow",
     "PixelCNN",
     "PixelCNNpp",
+    "RealNVP",
     "WaveNet",
     "convert",
     "kernels",

@@ -130,8 +130,8 @@ def pictures_of(model, images):
 class Unseen:
     """Images that a model was not trained on, as it takes them; those to test on, if there are any.
 
-    split: "test", or "held out"    codes: (N, C, H, W) int64    labels: (N,), or None of a model
-    without
+    split: "test", or "held out"    title: as of `Images`    codes: (N, C, H, W) int64
+    labels: (N,), or None of a model without
 
     Raises ValueError for a number < 1 and another shape than the format's, and as `Images` does.
     """
@@ -146,7 +146,7 @@ class Unseen:
         if labelled and images.labels is None:
             raise ValueError(f"{name}: expected images with labels, got none")
         some = spread(len(images.x), number or len(images.x))
-        self.codes = form.encode(images.x[some])
+        self.title, self.codes = images.title, form.encode(images.x[some])
         self.labels = images.labels[some] if labelled else None
 
     @torch.no_grad()

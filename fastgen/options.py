@@ -1,12 +1,16 @@
 """What the commands share: options, and what is checked of them before any work is done."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import torch
 from tyro.conf import Positional, arg
 
+from . import train as training
+from . import weights
+from .checkpoint import CheckpointError
 from .text import number
 
 Model = Annotated[
@@ -16,6 +20,7 @@ Model = Annotated[
 Device = Annotated[str, arg(metavar="DEVICE", help="cpu, or cuda for a GPU")]
 Files = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")]
 NAMELESS = arg(name="")  # --lr, not --descent.lr
+NAIVE_SECONDS = 2  # for which a naive sampler is timed
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Sampling:
         int | None,
         arg(metavar="INT", help="of the random numbers", help_behavior_hint="(default: a new one)"),
     ] = None
-    temperature: float = 1.0  # of the softmax; 0 takes the likeliest
+    temperature: float = 1.0  # of the softmax, or of a flow's sources; 0 takes the likeliest
     dtype: Literal["float32", "bfloat16", "int8", "float64"] = "float32"  # of what is multiplied
     threads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: torch's)")] = (
         None
@@ -47,11 +52,64 @@ class Descent:
     tensorboard: bool = False
 
 
+@dataclass(frozen=True)
+class Family:
+    """A family of models, and what the commands do of it.
+
+    kind: what its models are, in words    models: classes
+    train, verify: commands and checks by the model's name    commands: its own, by name
+    format_of(net, meta): how samples are written; ValueError for meta that does not fit
+    options: what `sample` takes for it alone, a dataclass of fields that are None unless given
+    sample(net, meta, form, out, n, options, sampling)    evaluate(net, form, data, files, seed)
+    """
+
+    kind: str
+    models: tuple[type, ...]
+    train: dict[str, Callable]
+    verify: dict[str, Callable]
+    commands: dict[str, Callable]
+    format_of: Callable
+    options: type
+    sample: Callable
+    evaluate: Callable
+
+
+def load(name, device, families):
+    """A model, its file's meta, its format and its family.
+
+    Raises ValueError for a model of none of the families, CheckpointError for a broken file.
+    """
+    check_device(device)
+    net, meta = weights.load(name, device)
+    family = next((f for f in families if isinstance(net, f.models)), None)
+    if family is None:
+        kinds = " or ".join(f.kind for f in families)
+        raise ValueError(f"{name}: expected {kinds}, got a {type(net).__name__}")
+    try:
+        return net, meta, family.format_of(net, meta), family
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def fit(net, source, out, validate, meta, descent):
+    """Train, say so, and return the last numbers of `validate` by name."""
+    last = {}
+
+    def remembered(averaged):
+        last.update(validate(averaged))
+        return last
+
+    options = {"validate": remembered, "meta": meta, **asdict(descent)}
+    training.train(net, source, out=out, **options)
+    print(f"wrote {out}: step {descent.steps}")
+    return last
+
+
 def refuse(model, kind, **options):
     """Raise ValueError for options that are for models of another kind."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"{model}: {name}: expected none, which is for models of {kind}")
+            raise ValueError(f"{model}: {name}: expected none, which is for {kind}")
 
 
 def parameters(net):

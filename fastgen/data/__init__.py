@@ -5,12 +5,15 @@ from .idx import ImageError, read_idx
 from .images import Images, find_images
 from .levels import Batches, binarize, pixels, quantize
 from .png import grid, write_png
+from .points import POINTS, Draws
 from .speech import Crops, Speech, find, normalize
 from .wav import WavError, read_wav, write_wav
 
 __all__ = [
+    "POINTS",
     "Batches",
     "Crops",
+    "Draws",
     "ImageError",
     "Images",
     "LogMel",

@@ -1,6 +1,5 @@
 """Images: the sets that a user has, and their splits."""
 
-import importlib
 import os
 import zipfile
 import zlib
@@ -9,14 +8,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .cifar import FILES, bin_folder, picture, read_bin, read_jpegs
 from .idx import ImageError, read_idx
 
 FOLDERS = ("data", "~/data", "~/.cache/fastgen", "~/.keras/datasets", "/usr/share/datasets")
-SETS = {  # name: what it may be called in a folder, who has it
-    "mnist": (("mnist", "MNIST"), "an npz with x_train, or the four IDX files"),
+SETS = {  # name: its own name, what it may be called in a folder, who has it
+    "mnist": ("MNIST", ("mnist", "MNIST"), "an npz with x_train, or the four IDX files"),
     "fashion": (
+        "Fashion-MNIST",
         ("fashion", "fashion-mnist", "FashionMNIST", "fashion_mnist"),
         "install the Debian package dataset-fashion-mnist",
+    ),
+    "cifar": (
+        "CIFAR-10",
+        ("cifar10", "cifar10-jpeg", "cifar-10", "CIFAR10", "cifar", "cifar-10-batches-bin"),
+        "an npz with x_train, the binary version, or pictures in folders train and test; "
+        "the Python version holds pickles, which can run code and are not opened",
     ),
 }
 SPLITS = ("train", "held out", "test")
@@ -31,7 +38,7 @@ EVERY = 20  # images of the training set, of which one is held out
 
 
 def find_images(name):
-    """The path of a set: "mnist", "fashion", an npz file or a folder.
+    """The path of a set: "mnist", "fashion", "cifar", an npz file or a folder.
 
     A named set is looked for in the folders of the variable FASTGEN_DATA, and in those where such
     sets usually are. Nothing is downloaded. Raises FileNotFoundError where there is none.
@@ -41,11 +48,11 @@ def find_images(name):
         if not path.exists():
             raise FileNotFoundError(f"find_images: {name}: expected a folder or an npz file")
         return path
-    names, hint = SETS[str(name)]
+    _, names, hint = SETS[str(name)]
     own = [part for part in os.environ.get("FASTGEN_DATA", "").split(os.pathsep) if part]
     folders = [Path(folder).expanduser() for folder in (*own, *FOLDERS)]
     for path in [folder / f"{n}{end}" for folder in folders for n in names for end in ("", ".npz")]:
-        if path.is_file() or (path.is_dir() and _idx_folder(path)):
+        if path.is_file() or (path.is_dir() and _holds(path, str(name))):
             return path
     where = ", ".join(map(str, folders))
     raise FileNotFoundError(
@@ -58,9 +65,11 @@ class Images:
     """One split of a set of images; every 20th of those to train on, from the first, is held out.
 
     x: (N, C, H, W) uint8    labels: (N,) int64, or None    classes: how many labels there are
+    title: the set's name, and what it went through: "CIFAR-10 (JPEG 75)"
 
-    A folder holds the IDX files of MNIST, gzipped or not, or pictures, whose classes are the
-    folders in it; it may have the folders train and test. A picture is grey if all are.
+    A folder holds the IDX files of MNIST, gzipped or not, the binary version of CIFAR-10, or
+    pictures, whose classes are the folders in it; it may have the folders train and test. A picture
+    is grey if all are. An npz holds arrays of pixels, or JPEG files end to end, see `read_jpegs`.
 
     Raises ValueError for a split that there is not; ImageError, which names the file and the byte
     or key; ImportError for pictures without Pillow; and as `find_images` does.
@@ -70,12 +79,7 @@ class Images:
         if split not in SPLITS:
             raise ValueError(f"Images: split: expected one of {SPLITS}, got {split!r}")
         path, part = find_images(name), "test" if split == "test" else "train"
-        if not path.is_dir():
-            x, labels = _read_npz(path, part)
-        elif folder := _idx_folder(path):
-            x, labels = _read_folder(folder, part)
-        else:
-            x, labels = _read_pictures(path, part)
+        x, labels, note = _read(path, part)
         x = _planes(x, path)
         self.classes = 0 if labels is None else int(labels.max()) + 1
         if split != "test":
@@ -84,6 +88,7 @@ class Images:
         if not len(x):
             raise ImageError(f"Images: {path}: expected images {split}, got none")
         self.path, self.split, self.x = path, split, torch.tensor(x)
+        self.title = " ".join([SETS[str(name)][0] if str(name) in SETS else str(name), *note])
         self.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
 
     @property
@@ -97,10 +102,30 @@ def has_test(name):
     path = find_images(name)
     if folder := path.is_dir() and _idx_folder(path):
         return _idx_file(folder, "test", "images", 3) is not None
+    if folder := path.is_dir() and bin_folder(path):
+        return all((folder / file).is_file() for file in FILES["test"])
     if path.is_dir():
         return (path / "test").is_dir()
     with _npz(path) as arrays:
-        return any(images in arrays for images, _ in KEYS["test"])
+        return any(images in arrays for images in (*(k for k, _ in KEYS["test"]), "jpeg_test"))
+
+
+def _read(path, part):
+    """The images of a path, their labels or None, and what there is to be said of them."""
+    if not path.is_dir():
+        return _read_npz(path, part)
+    if folder := _idx_folder(path):
+        return *_read_folder(folder, part), ()
+    if folder := bin_folder(path):
+        return *read_bin(folder, part), ()
+    return *_read_pictures(path, part), ()
+
+
+def _holds(path, name):
+    """Whether a folder seems to be that of a named set."""
+    if name == "cifar":
+        return bin_folder(path) or (path / "train").is_dir()
+    return _idx_folder(path)
 
 
 def _idx_folder(path):
@@ -136,7 +161,13 @@ def _read_npz(path, part):
             if images in arrays:
                 x = _array(arrays, images, path)
                 y = _array(arrays, labels, path) if labels in arrays else None
-                return x, _checked(y, x, f"{path}: {labels}")
+                return x, _checked(y, x, f"{path}: {labels}"), ()
+        jpegs, offset, labels = (f"{what}_{part}" for what in ("jpeg", "offset", "y"))
+        if jpegs in arrays and offset in arrays:
+            parts = (_array(arrays, key, path) for key in (jpegs, offset))
+            x, quality = read_jpegs(*parts, f"{path}: {jpegs}")
+            y = _array(arrays, labels, path) if labels in arrays else None
+            return x, _checked(y, x, f"{path}: {labels}"), (f"(JPEG {quality})",)
         known = " or ".join(repr(images) for images, _ in KEYS[part])
         got = ", ".join(arrays) or "none"
     raise ImageError(f"Images: {path}: expected the key {known}, got {got}")
@@ -176,7 +207,7 @@ def _read_pictures(root, part):
     )
     if not paths:
         raise FileNotFoundError(f"Images: {folder}: expected pictures or IDX files, got none")
-    x = [_picture(path) for path in paths]
+    x = [picture(path, path) for path in paths]
     grey = all(image.ndim == 2 for image in x)
     x = [image if grey or image.ndim == 3 else np.stack([image] * 3, -1) for image in x]
     for path, image in zip(paths, x, strict=True):
@@ -188,22 +219,6 @@ def _read_pictures(root, part):
         return np.stack(x), None
     names = sorted({parent[0] for parent in parents})
     return np.stack(x), np.array([names.index(parent[0]) for parent in parents])
-
-
-def _picture(path):
-    """(H, W) uint8 of a grey picture, (H, W, 3) of another."""
-    try:
-        pillow = importlib.import_module("PIL.Image")
-    except ImportError as error:
-        message = "Images: pictures expected the package pillow: pip install 'fastgen[images]'"
-        raise ImportError(message) from error
-    try:
-        with pillow.open(path) as image:
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise ImageError(f"Images: {path}: expected a picture: {error}") from error
 
 
 def _checked(labels, x, where):

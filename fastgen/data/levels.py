@@ -45,11 +45,12 @@ class Batches:
 
     mode: how images become binary where levels is 2: "dynamic" draws them anew at each step,
     "fixed" once, "threshold" asks for 128 or more. labelled: with labels
+    flips: at each step, every other image at random is mirrored, left for right
 
     Raises ValueError for options out of range, and for labels that there are not.
     """
 
-    def __init__(self, images, levels, *, seed, mode="dynamic", labelled=False):
+    def __init__(self, images, levels, *, seed, mode="dynamic", labelled=False, flips=False):
         _check_levels(levels)
         if mode not in BINARIZE:
             raise ValueError(f"Batches: mode: expected one of {BINARIZE}, got {mode!r}")
@@ -57,7 +58,7 @@ class Batches:
             raise ValueError(f"Batches: seed: expected in [0, 2^64), got {seed}")
         if labelled and images.labels is None:
             raise ValueError(f"Batches: {images.path}: expected labels, got none")
-        self.levels, self.seed = levels, seed
+        self.levels, self.seed, self.flips = levels, seed, flips
         self.labels = images.labels if labelled else None
         self.dynamic = levels == 2 and mode == "dynamic"
         self.x = images.x
@@ -77,6 +78,10 @@ class Batches:
         at = range(step * size, (step + 1) * size)
         rows = torch.tensor([self._row(i) for i in at])
         x = self.x[rows]
+        if self.flips:
+            # the second draw of the counters of whose first `binarize` makes use
+            coin = uniforms(self.seed, 1, size, at[0], draws=2)[0, :, 1] < 0.5
+            x = torch.where(coin[:, None, None, None], x.flip(3), x)
         x = binarize(x, self.seed, at[0]) if self.dynamic else x.long()
         return (x,) if self.labels is None else (x, self.labels[rows])
 

@@ -8,13 +8,19 @@ import torch
 from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
 from ..tractable.fvbn import FVSBN
+from ..tractable.glow import Glow
+from ..tractable.ica import ICA
 from ..tractable.made import MADE
 from ..tractable.nade import NADE
+from ..tractable.nice import NICE
 from ..tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from ..tractable.pixelcnnpp import PixelCNNpp
+from ..tractable.realnvp import RealNVP
 from ..tractable.wavenet import WaveNet
 
-KINDS = (FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet)
+IMAGES = (FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp)
+FLOWS = (ICA, NICE, RealNVP, Glow)
+KINDS = (*IMAGES, *FLOWS, WaveNet)
 MODELS = {kind.__name__: kind for kind in KINDS}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along

@@ -1,0 +1,7 @@
+"""What each family of models brings to the command `fastgen`."""
+
+from .flows import FLOWS
+from .images import IMAGES
+from .sound import SOUND
+
+FAMILIES = (SOUND, IMAGES, FLOWS)
