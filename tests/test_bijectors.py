@@ -19,6 +19,7 @@ from fastgen.nn import (
     Rescale,
     Squeeze,
     Unsqueeze,
+    normalize,
 )
 from fastgen.tractable.coupling import MLP, Coupling, ResNet
 
@@ -187,6 +188,27 @@ def test_actnorm_is_set_anew_only_by_a_state_that_was_not():
     first.load_state_dict(fresh)
     first(5 * x + 1)
     torch.testing.assert_close(first.mean, 5 * second.mean + 1)
+
+
+def test_actnorm_takes_the_batch_of_all_processes(monkeypatch):
+    x = torch.randn(2, 40, 3, dtype=torch.float64) * 3 + torch.tensor([[[1.0]], [[-4.0]]])
+
+    class Two:
+        """A group of two processes, of which the other has the second half of x."""
+
+        is_available = is_initialized = staticmethod(lambda: True)
+        get_world_size = staticmethod(lambda: 2)
+
+        @staticmethod
+        def all_reduce(both):
+            both += torch.stack([x[1].mean(0), x[1].square().mean(0)])
+
+    whole, part = ActNorm(3).double(), ActNorm(3).double()
+    whole(x.flatten(0, 1))
+    monkeypatch.setattr(normalize, "dist", Two)
+    part(x[0])
+    torch.testing.assert_close(part.mean, whole.mean)
+    torch.testing.assert_close(part.log_std, whole.log_std)
 
 
 def test_batch_norm_takes_the_moments_of_the_batch():

@@ -200,6 +200,7 @@ def test_the_scale_of_each_source(shape):
     model.inverse(z)
     assert torch.equal(seen[0][0], seen[0][1])
     assert isinstance(model.chain.steps[-1], Unsqueeze)
+    assert RealNVP((3,), 0, 1, 4, 1).scale_map().tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("name", "known"), [("normal", Normal), ("laplace", Laplace)])

@@ -23,7 +23,9 @@ def multiscale(shape, scales, steps):
 
 
 def scale_map(shape, scales):
-    """Of each source the scale at which it is done, int64 of the shape."""
+    """Of each source the scale at which it is done, int64 of the shape; of vectors 0."""
+    if len(shape) == 1:
+        return torch.zeros(shape, dtype=torch.int64)
 
     def build(C, H, W, scale):
         if scale == scales - 1:

@@ -66,7 +66,7 @@ class RealNVP(Flow):
         self.config = {**config, "shape": list(shape)}
 
     def scale_map(self):
-        """Of each source the scale at which it is done, int64 of the shape."""
+        """Of each source the scale at which it is done, int64 of the shape; of vectors 0."""
         return scale_map(self.shape, self.config["scales"])
 
 
