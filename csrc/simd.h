@@ -32,10 +32,12 @@ template <class T> struct Bits;
 template <> struct Bits<float> {
   using type = int32_t;
   static constexpr int MANTISSA = 23, BIAS = 127;
+  static constexpr type SIGN = INT32_MIN;
 };
 template <> struct Bits<double> {
   using type = int64_t;
   static constexpr int MANTISSA = 52, BIAS = 1023;
+  static constexpr type SIGN = INT64_MIN;
 };
 template <class T> using bits = typename Bits<T>::type;
 
@@ -158,7 +160,15 @@ template <class T> inline vec<T> expm1(vec<T> x) {
 
 template <class T> inline vec<T> sigmoid(vec<T> x) { return 1 / (1 + exp<T>(-x)); }
 
-template <class T> inline vec<T> abs(vec<T> x) { return x < 0 ? -x : x; }
+template <class T> inline vec<T> abs(vec<T> x) {
+  return (vec<T>)((vec<bits<T>>)x & ~Bits<T>::SIGN);
+}
+
+// -1, 0 or 1; of a NaN, one of these.
+template <class T> inline vec<T> sign(vec<T> x) {
+  const vec<T> one = (vec<T>)(((vec<bits<T>>)x & Bits<T>::SIGN) | (vec<bits<T>>)splat<T>(1));
+  return x == 0 ? vec<T>{} : one;
+}
 
 template <class T> inline vec<T> tanh(vec<T> x) {
   const vec<T> e = expm1<T>(-2 * abs<T>(x)), y = -e / (2 + e);
