@@ -21,13 +21,16 @@ struct Sizes {
   int64_t n() const { return N / groups; }
   int64_t m() const { return M / groups; }
   int64_t x() const { return padded(n()); } // rows of a plane
-  int64_t y() const { return within ? 0 : padded(m()); }
+  int64_t y() const { return padded(m()); }
 };
 
 template <class real> real sum(vec<real> v) {
-  real y = 0;
-  for (int l = 0; l < LANES<real>; ++l) y += v[l];
-  return y;
+  real x[LANES<real>];
+  memcpy(x, &v, sizeof v);
+#pragma GCC unroll 8
+  for (int half = LANES<real> / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) x[l] += x[l + half];
+  return x[0];
 }
 
 template <class real> void add(real* to, vec<real> v) { store(to, load(to) + v); }
@@ -35,32 +38,30 @@ template <class real> void add(real* to, vec<real> v) { store(to, load(to) + v);
 // One task: planes of both batches, where `within` the same ones, and what is summed there.
 template <class real> struct Planes {
   static constexpr int64_t L = LANES<real>;
-  const Sizes& s;
-  int64_t width;                // rows of a plane of y
+  int64_t n, m, C, nx, ny; // rows, components, rows of a plane
+  bool within;
   real *x, *y;                  // (C, rows)
   real *gx, *gy;                // (rows,): what a pair's weight takes from either row
   real *vx, *vy;                // (C, rows): gradients of dx and dy
   real *ox, *oy, *dx, *dy;      // (rows,) and (C, rows): sums
-  real *weights, *sums, *first; // (R, J), (C, R, L) and, where memory begins, to be cleared
+  real *weights, *sums, *begin; // (R, J), (C, R, L) and all of the memory
 
   static int64_t size(const Sizes& s) {
-    return (s.x() + s.y()) * (3 * s.C + 2) + R * (J + s.C * L);
+    return (s.x() + (s.within ? 0 : s.y())) * (3 * s.C + 2) + R * (J + s.C * L);
   }
 
-  Planes(const Sizes& s, real* memory) : s(s), width(s.within ? s.x() : s.y()), first(memory) {
+  Planes(const Sizes& s, real* memory)
+      : n(s.n()), m(s.m()), C(s.C), nx(s.x()), ny(s.y()), within(s.within), begin(memory) {
     const auto plane = [&](int64_t rows) {
       real* here = memory;
       memory += rows;
       return here;
     };
-    x = plane(s.C * s.x()), gx = plane(s.x()), vx = plane(s.C * s.x());
-    ox = plane(s.x()), dx = plane(s.C * s.x());
+    x = plane(C * nx), gx = plane(nx), vx = plane(C * nx), ox = plane(nx), dx = plane(C * nx);
     y = x, gy = gx, vy = vx, oy = ox, dy = dx;
-    if (!s.within) {
-      y = plane(s.C * s.y()), gy = plane(s.y()), vy = plane(s.C * s.y());
-      oy = plane(s.y()), dy = plane(s.C * s.y());
-    }
-    weights = plane(R * J), sums = plane(R * s.C * L);
+    if (!within)
+      y = plane(C * ny), gy = plane(ny), vy = plane(C * ny), oy = plane(ny), dy = plane(C * ny);
+    weights = plane(R * J), sums = plane(R * C * L);
   }
 
   // e = exp(-distance) of R rows from i on and a vector of rows from j on, 0 where there is no
@@ -69,62 +70,65 @@ template <class real> struct Planes {
     vec<real> a[R]{};
     if constexpr (SECOND)
       for (int r = 0; r < R; ++r) u[r] = vec<real>{};
-    for (int64_t c = 0; c < s.C; ++c) {
-      const vec<real> yj = load(y + c * width + j);
-      const real* xi = x + c * s.x() + i;
+    const real *xi = x + i, *yj = y + j;
+    for (int64_t c = 0; c < C; ++c, xi += nx, yj += ny) {
+      const vec<real> v = load(yj);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) a[r] += abs<real>(yj - xi[r]);
+      for (int r = 0; r < R; ++r) a[r] += abs<real>(v - xi[r]);
       if constexpr (SECOND) {
-        const vec<real> vj = load(vy + c * width + j);
-        const real* vi = vx + c * s.x() + i;
+        const vec<real> vj = load(vy + c * ny + j);
+        const real* vi = vx + c * nx + i;
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) u[r] += sign<real>(yj - xi[r]) * (vi[r] - vj);
+        for (int r = 0; r < R; ++r) u[r] += sign<real>(v - xi[r]) * (vi[r] - vj);
       }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) e[r] = exp<real>(-a[r]);
-    if ((s.within && j < i + R) || j + L > s.m()) mask(i, j, e);
+    for (int r = 0; r < R; ++r) e[r] = exp_minus<real>(a[r]);
+    if ((within && j < i + R) || j + L > m) mask(i, j, e);
   }
 
   void mask(int64_t i, int64_t j, vec<real>* e) const {
     vec<bits<real>> row;
     for (int l = 0; l < L; ++l) row[l] = j + l;
     for (int r = 0; r < R; ++r) {
-      const bits<real> last = s.within ? i + r : -1, end = s.m();
+      const bits<real> last = within ? i + r : -1, end = m;
       e[r] = (row > last) & (row < end) ? e[r] : vec<real>{};
     }
   }
 
   // The first row of y that is paired with rows from i on.
-  int64_t start(int64_t i) const { return s.within ? i / L * L : 0; }
+  int64_t start(int64_t i) const { return within ? i / L * L : 0; }
 
   void forward() const {
-    for (int64_t i = 0; i < s.n() && !stopped(); i += R) {
+    const int64_t m = this->m;
+    for (int64_t i = 0; i < n && !stopped(); i += R) {
       vec<real> total[R]{}, e[R];
-      for (int64_t j = start(i); j < s.m(); j += L) {
+      for (int64_t j = start(i); j < m; j += L) {
         pairs<false>(i, j, e, nullptr);
         vec<real> column{};
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) total[r] += e[r], column += e[r];
         add(oy + j, column);
       }
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) ox[i + r] += sum<real>(total[r]);
     }
   }
 
   template <bool SECOND> void backward() const {
-    for (int64_t i = 0; i < s.n() && !stopped(); i += R) {
+    for (int64_t i = 0; i < n && !stopped(); i += R) {
       vec<real> total[R]{};
-      memset(sums, 0, s.C * R * L * sizeof(real));
-      for (int64_t j = start(i); j < s.m(); j += J) {
-        const int64_t columns = s.m() - j < J ? s.m() - j : J;
+      memset(sums, 0, C * R * L * sizeof(real));
+      for (int64_t j = start(i); j < m; j += J) {
+        const int64_t columns = m - j < J ? m - j : J;
         for (int64_t k = 0; k < columns; k += L) weigh<SECOND>(i, j + k, weights + k, total);
-        for (int64_t c = 0; c < s.C; ++c) descend(i, j, c, columns);
+        for (int64_t c = 0; c < C; ++c)
+          descend(columns, x + c * nx + i, y + c * ny + j, dy + c * ny + j, sums + c * R * L);
       }
-      for (int64_t c = 0; c < s.C; ++c)
-        for (int r = 0; r < R; ++r)
-          dx[c * s.x() + i + r] += sum<real>(load(sums + (c * R + r) * L));
-      if (SECOND)
+      for (int64_t c = 0; c < C; ++c)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) dx[c * nx + i + r] += sum<real>(load(sums + (c * R + r) * L));
+      if constexpr (SECOND)
         for (int r = 0; r < R; ++r) ox[i + r] += sum<real>(total[r]);
     }
   }
@@ -135,31 +139,31 @@ template <class real> struct Planes {
     vec<real> e[R], u[R], column{};
     pairs<SECOND>(i, j, e, u);
     const vec<real> g = load(gy + j);
+    const real* gi = gx + i;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       if constexpr (SECOND) e[r] *= u[r], total[r] += e[r], column += e[r];
-      store(to + r * J, (g + gx[i + r]) * e[r]);
+      store(to + r * J, (g + gi[r]) * e[r]);
     }
-    if (SECOND) add(oy + j, column);
+    if constexpr (SECOND) add(oy + j, column);
   }
 
-  // Component c of the gradients of both rows, from a tile's weights.
-  void descend(int64_t i, int64_t j, int64_t c, int64_t columns) const {
-    const real *yj = y + c * width + j, *xi = x + c * s.x() + i;
-    real *to = dy + c * width + j, *total = sums + c * R * L;
+  // A component of the gradients of both rows, from a tile's weights.
+  void descend(int64_t columns, const real* xi, const real* yj, real* dyj, real* total) const {
     vec<real> t[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) t[r] = load(total + r * L);
+    const real* w = weights;
     for (int64_t k = 0; k < columns; k += L) {
       const vec<real> v = load(yj + k);
-      vec<real> down{};
+      vec<real> down = load(dyj + k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const vec<real> way = sign<real>(v - xi[r]), w = load(weights + r * J + k);
-        t[r] += way * w;
-        down -= way * w;
+        const vec<real> way = sign<real>(v - xi[r]), wr = load(w + r * J + k);
+        t[r] += way * wr;
+        down -= way * wr;
       }
-      add(to + k, down);
+      store(dyj + k, down);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) store(total + r * L, t[r]);
@@ -182,7 +186,7 @@ template <class real> struct Layer {
     while (!stopped()) {
       const int64_t task = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED);
       if (task >= w.s.groups * w.s.B) break;
-      memset(p.first, 0, Planes<real>::size(w.s) * sizeof(real));
+      memset(p.begin, 0, Planes<real>::size(w.s) * sizeof(real));
       w.task(p, task / w.s.B, task % w.s.B);
     }
   }
