@@ -2,14 +2,13 @@
 
     o[i, b] = sum over j of exp(-d[i, j, b]),  d[i, j, b] = sum over c of |m[i, b, c] - y[j, b, c]|
 
-y is another batch, or m itself without j = i. (Salimans et al. 2016, section 3.2.) For v of the
-shape of m, with s = sign(m[i] - y[j]), which is 0 of equal numbers, and g the gradient of o:
+y is another batch, or m itself without j = i. (Salimans et al. 2016, section 3.2.) For a batch and
+itself, g being the gradient of o, and s = sign(m[j] - m[i]), which is 0 of equal numbers,
 
-    dm[i] = sum over j of -(g[i] + g[j]) exp(-d[i, j]) s
-    sum of v dm = sum over i < j of (g[i] + g[j]) exp(-d[i, j]) u[i, j],  u = -sum of (v[i] - v[j]) s
+    dm[i] = sum over j of w s,  w = (g[i] + g[j]) exp(-d[i, j])
 
-within one batch, so that the gradients of dm are sums of the same kind: those of m have the weight
-(g[i] + g[j]) exp(-d[i, j]) u[i, j], those of g are the sums of exp(-d[i, j]) u[i, j]. Distances are
+Its gradients are sums of the same kind. For v, the gradient of dm, and u = sum of s (v[i] - v[j]),
+those of m have the weight w u, and those of g are the sums of exp(-d[i, j]) u over j. Distances are
 computed anew in each pass: memory is that of m.
 
 The floor is arithmetic. A pair of rows and a kernel take 3 C operations and an exp, which is about
@@ -179,6 +178,8 @@ def backward_twice(ctx, vm, vy):
 
 def twice_ref(vm, vy, grad, m, y, groups):
     """`_minibatch_discrimination_twice` as a graph."""
+    # what they come from is not to be gone through here: grad may come from m
+    grad, m, y = (None if v is None else v.view_as(v) for v in (grad, m, y))
     o = minibatch_discrimination_ref(m, y, groups=groups)
     firsts = [(leaf, v) for leaf, v in ((m, vm), (y, vy)) if v is not None]
     leaves, cotangents = zip(*firsts, strict=True)
@@ -206,25 +207,26 @@ def cast(inputs):
 
 def check(m, y, keep_self, groups):
     """Raise ValueError or TypeError for what does not fit together."""
-    expect(m.ndim == 3, f"m: expected (N, B, C), got {tuple(m.shape)}")
+    expect(m.ndim == 3, "m: expected (N, B, C), got {}", m.shape)
     (N, B, C), M = m.shape, m.shape[0]
     if y is not None:
         fits = y.ndim == 3 and y.shape[1:] == (B, C)
-        expect(fits, f"y: expected (M, {B}, {C}), got {tuple(y.shape)}")
-        expect(y.device == m.device, f"y: expected {m.device}, got {y.device}")
+        expect(fits, "y: expected (M, {}, {}), got {}", B, C, y.shape)
+        expect(y.device == m.device, "y: expected {}, got {}", m.device, y.device)
         expect(not keep_self, "keep_self: expected False, for every row of y counts, got True")
         M = y.shape[0]
     fits = groups > 0 and N % groups == 0 and M % groups == 0
-    expect(fits, f"groups: expected a divisor of {N} and {M}, got {groups}")
+    expect(fits, "groups: expected a divisor of {} and {}, got {}", N, M, groups)
     if m.dtype not in DTYPES:
         raise TypeError(f"minibatch_discrimination: expected a floating dtype, got {m.dtype}")
     if y is not None and y.dtype != m.dtype:
         raise TypeError(f"minibatch_discrimination: y: expected {m.dtype}, got {y.dtype}")
 
 
-def expect(ok, message):
+def expect(ok, message, *values):
     if not ok:
-        raise ValueError(f"minibatch_discrimination: {message}")
+        values = (tuple(v) if isinstance(v, torch.Size) else v for v in values)
+        raise ValueError(f"minibatch_discrimination: {message.format(*values)}")
 
 
 def minibatch_discrimination_ref(m, y=None, *, keep_self=False, groups=1):

@@ -27,6 +27,7 @@ def table(op):
 # the most of a size that Triton's interpreter has patience for
 PATIENCE = {
     "wavenet_sample": {"T": 2, "P": 2},
+    "minibatch_discrimination": {"B": 2, "C": 4},
     "pixelcnn_sample": {"H": 2, "W": 3, "L": 2, "n": 17},
 }
 
@@ -164,6 +165,40 @@ PIXELCNN_LAYER = {
     "tiles": {"B": 3, "H": 11, "W": 33, "C": 8, "P": 16, "k": 5},
     "wider than a tile": {"B": 1, "H": 3, "W": 131, "k": 7, "C": 2, "P": 3},
     "prime sizes": {"B": 3, "C": 13, "P": 19, "V": 17, "H": 13, "W": 19, "cond": True},
+}
+
+
+def minibatch_discrimination(N=7, B=3, C=4, M=None, dtype=torch.float32, **options):
+    """m and y, and the options, of `minibatch_discrimination`; without y for M = None."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (N, B, C), None if M is None else (M, B, C)
+    # so that distances are about 1
+    inputs = [
+        s and (torch.randn(s, generator=generator, dtype=torch.float64) / max(C, 1)).to(dtype)
+        for s in shapes
+    ]
+    return *inputs, options
+
+
+MINIBATCH_DISCRIMINATION = {
+    "plain": {},
+    "ones": {"N": 2, "B": 1, "C": 1},
+    "a row": {"N": 1},
+    "no rows": {"N": 0},
+    "no components": {"C": 0},
+    "no kernels": {"B": 0},
+    "with itself": {"keep_self": True},
+    "groups": {"N": 34, "groups": 2},
+    "a group a row": {"N": 5, "groups": 5, "keep_self": True},
+    "another batch": {"M": 11},
+    "another batch of no rows": {"M": 0},
+    "no rows, another batch": {"N": 0, "M": 3},
+    "groups of two batches": {"N": 6, "M": 51, "groups": 3},
+    "many components": {"N": 19, "B": 2, "C": 50},
+    "a tile": {"N": 64, "B": 2},
+    "a tile and a row": {"N": 65, "B": 2, "C": 3},
+    "tiles": {"N": 131, "B": 2, "C": 2},
+    "tiles of two batches": {"N": 73, "M": 79, "B": 2, "C": 5},
 }
 
 
