@@ -10,22 +10,22 @@ import torch
 import triton
 import triton.language as tl
 
-from ._triton import at, rounded
+from ._triton import at
 from ._tuned import constants
 
-NARROW = [
-    {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
-    {"ROWS": 16, "COLUMNS": 256, "num_warps": 4},
+FLOAT = [
     {"ROWS": 16, "COLUMNS": 128, "num_warps": 2},
-    {"ROWS": 32, "COLUMNS": 128, "num_warps": 4},
+    {"ROWS": 16, "COLUMNS": 256, "num_warps": 4},
+    {"ROWS": 8, "COLUMNS": 256, "num_warps": 2},
+    {"ROWS": 8, "COLUMNS": 128, "num_warps": 2},
 ]
 CANDIDATES = {  # rows of the other batch at once, and of the program's
-    "float32": NARROW,
-    "bfloat16": NARROW,
-    "float16": NARROW,
+    "float32": FLOAT,
+    "bfloat16": FLOAT,
+    "float16": FLOAT,
     "float64": [
         {"ROWS": 8, "COLUMNS": 128, "num_warps": 4},
-        {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
+        {"ROWS": 4, "COLUMNS": 128, "num_warps": 2},
     ],
 }
 FEWEST = 128  # of COLUMNS
@@ -33,9 +33,9 @@ SIZES = ["P", "C", "n", "m"]
 
 
 @triton.jit
-def read(x, offset, mask, WIDE: tl.constexpr):
-    """x as float64 where WIDE, else as float32."""
-    return tl.load(x + offset, mask=mask, other=0).to(tl.float64 if WIDE else tl.float32)
+def read(x, row, width, start, lane):
+    """x[row, start + lane] of (rows, width), zero outside."""
+    return tl.load(x + at(row, width, start) + lane, mask=start + lane < width, other=0)
 
 
 @triton.jit
@@ -45,10 +45,9 @@ def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def share(n, COLUMNS: tl.constexpr):
-    """The kernel of this program, and its rows."""
+    """The kernel of this program, and from which row on it has COLUMNS."""
     across = tl.cdiv(n, COLUMNS)
-    i = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return tl.program_id(0) // across, i
+    return tl.program_id(0) // across, tl.program_id(0) % across * COLUMNS
 
 
 @triton.jit(do_not_specialize=[*SIZES, "alone"])
@@ -67,17 +66,18 @@ def forward_kernel(
 ):
     """o = the sums of exp(-distance) over the rows of y."""
     p, i = share(n, COLUMNS)
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     sum = zeros(1, COLUMNS, WIDE)
-    for start in range(0, m, ROWS):
-        j = start + tl.arange(0, ROWS)[:, None]
+    for j in range(0, m, ROWS):
         a = zeros(ROWS, COLUMNS, WIDE)
         for c in range(C):
-            xi = read(x, at(at(p, C, c), n, i), i < n, WIDE)
-            yj = read(y, at(at(p, C, c), m, j), j < m, WIDE)
+            xi = read(x, at(p, C, c), n, i, column)
+            yj = read(y, at(p, C, c), m, j, row)
             a += tl.abs(yj - xi)
-        pair = (j < m) & ((i != j) | (alone == 0))
+        pair = (j + row < m) & ((i + column != j + row) | (alone == 0))
         sum += tl.sum(tl.where(pair, tl.exp(-a), 0), 0)[None, :]
-    tl.store(o + at(p, n, i), rounded(sum, o.dtype.element_ty), mask=i < n)
+    to = o + at(p, n, i) + column
+    tl.store(to, sum, mask=i + column < n)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -101,34 +101,34 @@ def backward_kernel(
 ):
     """dx from the weights of all pairs, and with SECOND the gradients of gx and of what made dx."""
     p, i = share(n, COLUMNS)
-    gi = read(gx, at(p, n, i), i < n, WIDE)
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    gi = read(gx, p, n, i, column)
     sum = zeros(1, COLUMNS, WIDE)
-    for start in range(0, m, ROWS):
-        j = start + tl.arange(0, ROWS)[:, None]
+    for j in range(0, m, ROWS):
         a = zeros(ROWS, COLUMNS, WIDE)
         u = zeros(ROWS, COLUMNS, WIDE)
         for c in range(C):
-            xi = read(x, at(at(p, C, c), n, i), i < n, WIDE)
-            yj = read(y, at(at(p, C, c), m, j), j < m, WIDE)
+            xi = read(x, at(p, C, c), n, i, column)
+            yj = read(y, at(p, C, c), m, j, row)
             a += tl.abs(yj - xi)
             if SECOND:
-                vi = read(vx, at(at(p, C, c), n, i), i < n, WIDE)
-                vj = read(vy, at(at(p, C, c), m, j), j < m, WIDE)
+                vi = read(vx, at(p, C, c), n, i, column)
+                vj = read(vy, at(p, C, c), m, j, row)
                 u += along(yj - xi, vi - vj)
-        w = tl.where(j < m, tl.exp(-a), 0)
+        w = tl.where(j + row < m, tl.exp(-a), 0)
         if SECOND:
             w *= u
             sum += tl.sum(w, 0)[None, :]
-        w *= gi + read(gy, at(p, m, j), j < m, WIDE)
+        w *= gi + read(gy, p, m, j, row)
         tl.debug_barrier()  # dx is read as it was written
         for c in range(C):
-            xi = read(x, at(at(p, C, c), n, i), i < n, WIDE)
-            yj = read(y, at(at(p, C, c), m, j), j < m, WIDE)
-            to = dx + at(at(p, C, c), n, i)
+            xi = read(x, at(p, C, c), n, i, column)
+            yj = read(y, at(p, C, c), m, j, row)
+            to = dx + at(at(p, C, c), n, i) + column
             down = tl.sum(along(yj - xi, w), 0)[None, :]
-            tl.store(to, tl.load(to, mask=i < n) + down, mask=i < n)
+            tl.store(to, tl.load(to, mask=i + column < n) + down, mask=i + column < n)
     if SECOND:
-        tl.store(dgx + at(p, n, i), sum, mask=i < n)
+        tl.store(dgx + at(p, n, i) + column, sum, mask=i + column < n)
 
 
 @triton.jit
@@ -141,8 +141,8 @@ def forward(m, y, o, keep_self, groups):
     """Write o of `_minibatch_discrimination`."""
     x = turned(m, groups)
     z = x if y is None else turned(y, groups)
-    out = o.new_empty(x.shape[0], x.shape[2])
-    launch(forward_kernel, x, (x, z, out), z, int(y is None and not keep_self))
+    out = x.new_empty(x.shape[0], x.shape[2])
+    launch(forward_kernel, o, (x, z, out), int(y is None and not keep_self))
     back(out, o, groups)
 
 
@@ -165,12 +165,12 @@ def backward(grad, m, y, vm, vy, dgrad, dm, dy, groups):
 def descend(first, other, dgrad, dm, groups):
     """Gradients of the first batch by its pairs with the other, each of numbers, g and v."""
     (x, gx, vx), (y, gy, vy) = first, other
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    dx, dgx = x.new_zeros(x.shape, dtype=wide), gx.new_zeros(gx.shape, dtype=wide)
+    dx, dgx = x.new_zeros(x.shape), gx.new_zeros(gx.shape)
     if dgrad is not None:
         vx, vy = (v.new_zeros(v.shape) if u is None else u for u, v in ((vx, x), (vy, y)))
     tensors = (x, y, gx, gy, x if vx is None else vx, y if vy is None else vy, dx, dgx)
-    launch(backward_kernel, x, tensors, y, SECOND=dgrad is not None)
+    to = dgrad if dm is None else dm
+    launch(backward_kernel, to, tensors, SECOND=dgrad is not None)
     if dm is not None:
         back(dx, dm, groups)
     if dgrad is not None:
@@ -178,8 +178,13 @@ def descend(first, other, dgrad, dm, groups):
 
 
 def turned(x, groups):
-    """(N, B, ...) as (groups B, ..., N / groups)."""
-    return x.unflatten(0, (groups, x.shape[0] // groups)).movedim(1, -1).flatten(0, 1).contiguous()
+    """(N, B, ...) as (groups B, ..., N / groups), half precisions in float32."""
+    x = x.unflatten(0, (groups, x.shape[0] // groups)).movedim(1, -1).flatten(0, 1)
+    return x.to(wide(x.dtype)).contiguous()
+
+
+def wide(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def back(x, to, groups):
@@ -188,21 +193,22 @@ def back(x, to, groups):
         to.copy_(x.unflatten(0, (groups, -1)).movedim(-1, 1).flatten(0, 1))
 
 
-def launch(kernel, x, tensors, y, *options, **constexprs):
-    P, C, n = x.shape
-    chosen = {**constants("minibatch_discrimination", CANDIDATES, x.dtype, x.device), **constexprs}
-    wide = x.dtype == torch.float64
+def launch(kernel, result, tensors, *options, **constexprs):
+    """Run a kernel, by the constants for the dtype of a result."""
+    (P, C, n), m = tensors[0].shape, tensors[1].shape[2]
+    chosen = constants("minibatch_discrimination", CANDIDATES, result.dtype, result.device)
     programs = P * -(-n // chosen["COLUMNS"])
     if programs:
-        with torch.cuda.device_of(x):
-            kernel[(programs,)](*tensors, P, C, n, y.shape[2], *options, WIDE=wide, **chosen)
+        chosen = {"WIDE": wide(result.dtype) == torch.float64, **constexprs, **chosen}
+        with torch.cuda.device_of(result):
+            kernel[(programs,)](*tensors, P, C, n, m, *options, **chosen)
 
 
 def choices(dtype, device):
     """All that a launch may have."""
     chosen = constants("minibatch_discrimination", CANDIDATES, dtype, device)
-    wide = dtype == torch.float64
-    return [{"WIDE": wide, "SECOND": second, **chosen} for second in (False, True)]
+    double = wide(dtype) == torch.float64
+    return [{"WIDE": double, "SECOND": second, **chosen} for second in (False, True)]
 
 
 def check_sizes(m, y, groups):
