@@ -88,12 +88,16 @@ def triton_files():
 
 
 def launch(op, sizes, dtype):
-    """A case of an op, forward and where it has gradients backward."""
+    """A case of an op, forward, where it has gradients backward, and those of <op>_twice."""
     args, options = cases.arguments(op, sizes, dtype)
     leaves = [v.requires_grad_() for v in args if cases.is_float(v)]
     outputs = [y for y in cases.tensors(cases.call(op, args, options)) if y.requires_grad]
     if outputs:
-        torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs])
+        twice = hasattr(torch.ops.fastgen, f"{op}_twice")
+        ones = [torch.ones_like(y) for y in outputs]
+        grads = torch.autograd.grad(outputs, leaves, ones, create_graph=twice)
+        if twice:
+            torch.autograd.grad(grads, leaves, grads)
 
 
 def compile_op(op, file, capability, device="", dtypes=None):

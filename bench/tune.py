@@ -27,7 +27,7 @@ from fastgen.kernels import _tuned
 
 ROUNDS = 5
 GAIN = 0.98  # of the default's time: what takes longer is not worth another choice
-BOUND = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
+BOUND = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 
 
 def select(candidates, prepare, clock, left):

@@ -123,6 +123,12 @@ PYBIND11_MODULE(_C, m) {
 #define FASTGEN_ENTRY(isa) fastgen::isa::pixelcnn_layer_backward
   expose(m, "pixelcnn_layer_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY
+#define FASTGEN_ENTRY(isa) fastgen::isa::minibatch_discrimination
+  expose(m, "minibatch_discrimination", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
+#define FASTGEN_ENTRY(isa) fastgen::isa::minibatch_discrimination_backward
+  expose(m, "minibatch_discrimination_backward", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
+#undef FASTGEN_ENTRY
 #define FASTGEN_ENTRY(isa) fastgen::isa::masked_stack_sample
   expose(m, "masked_stack_sample", std::vector{FASTGEN_EACH_ISA(FASTGEN_TABLE)});
 #undef FASTGEN_ENTRY

@@ -110,6 +110,24 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
       int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t P, int64_t S, int64_t A,      \
       int64_t base_count, /* n or 1 */                                                             \
       int64_t threads);                                                                            \
+  /* Sums over pairs of rows of exp(-L1 distance): see kernels/minibatch_discrimination.py. */     \
+  void minibatch_discrimination(                                                                   \
+      int64_t dtype, /* of every pointer here: 0 float32, 1 float64 */                             \
+      const void* m, /* (N, B, C) */                                                               \
+      const void* y, /* (M, B, C), or null where M < 0: m, a row but not itself */                 \
+      void* o,       /* (N, B) */                                                                  \
+      int64_t N, int64_t M, int64_t B, int64_t C, int64_t groups, int64_t keep_self,               \
+      int64_t threads);                                                                            \
+  /* The gradients of minibatch_discrimination, or with dgrad the gradients of those. */           \
+  void minibatch_discrimination_backward(                                                          \
+      int64_t dtype,    /* of every pointer here: 0 float32, 1 float64 */                          \
+      const void* grad, /* (N, B): of o */                                                         \
+      const void* m, const void* y, const void* vm, /* (N, B, C): of dm; or null: zeros */         \
+      const void* vy,                               /* (M, B, C): of dy; or null: zeros */         \
+      void* dgrad,                                  /* (N, B), or null */                          \
+      void* dm,                                     /* or null */                                  \
+      void* dy,                                     /* or null */                                  \
+      int64_t N, int64_t M, int64_t B, int64_t C, int64_t groups, int64_t threads);                \
   /* Draw n images by a stack of masked convolutions: see kernels/masked_stack_sample.py. */       \
   void masked_stack_sample(                                                                        \
       int64_t dtype,             /* of real: 0 float32, 1 float64 */                               \

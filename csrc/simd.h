@@ -32,10 +32,12 @@ template <class T> struct Bits;
 template <> struct Bits<float> {
   using type = int32_t;
   static constexpr int MANTISSA = 23, BIAS = 127;
+  static constexpr type SIGN = INT32_MIN;
 };
 template <> struct Bits<double> {
   using type = int64_t;
   static constexpr int MANTISSA = 52, BIAS = 1023;
+  static constexpr type SIGN = INT64_MIN;
 };
 template <class T> using bits = typename Bits<T>::type;
 
@@ -151,6 +153,25 @@ template <class T> inline vec<T> exp(vec<T> x) {
   return x < T(sizeof(T) == 4 ? -87.6 : -708.7) ? vec<T>{} : y;
 }
 
+// exp(-x) of x >= 0, to 2 + x / 2 units in the last place, by fewer operations; 0 below the normal
+// range.
+template <class T> inline vec<T> exp_minus(vec<T> x) {
+  constexpr bool F = sizeof(T) == 4;
+  constexpr int DEGREE = F ? 7 : 13;
+  constexpr auto M = Bits<T>::MANTISSA;
+  constexpr T LOG2E = 1.44269504088896341;
+  // as in Exp; the low bits hold the exponent of 2^n with its bias
+  const T magic = T(3) * (int64_t(1) << (M - 1)) + Bits<T>::BIAS;
+  const vec<T> shifted = magic - x * LOG2E, n = shifted - magic, f = -n - x * LOG2E;
+  T coefficient[DEGREE + 1] = {1}; // ln(2)^k / k!
+  for (int k = 1; k <= DEGREE; ++k) coefficient[k] = coefficient[k - 1] * 0.693147180559945309 / k;
+  vec<T> y = splat<T>(coefficient[DEGREE]);
+#pragma GCC unroll 16
+  for (int k = DEGREE - 1; k >= 0; --k) y = y * f + coefficient[k];
+  y *= (vec<T>)((vec<bits<T>>)shifted << M);
+  return x > T(F ? 87.3 : 708.3) ? vec<T>{} : y; // a NaN stays one
+}
+
 template <class T> inline vec<T> expm1(vec<T> x) {
   const Exp<T> e(x);
   return e.power * e.q + (e.power - 1);
@@ -178,7 +199,24 @@ template <class T> inline vec<T> log(vec<T> x) {
 
 template <class T> inline vec<T> sigmoid(vec<T> x) { return 1 / (1 + exp<T>(-x)); }
 
-template <class T> inline vec<T> abs(vec<T> x) { return x < 0 ? -x : x; }
+template <class T> inline vec<T> abs(vec<T> x) {
+  return (vec<T>)((vec<bits<T>>)x & ~Bits<T>::SIGN);
+}
+
+// -1, 0 or 1; of a NaN, one of these.
+template <class T> inline vec<T> sign(vec<T> x) {
+#if defined(__AVX512F__)
+  // what becomes of positive and negative numbers, infinities, 1, 0 and NaN: 8 is 0, 9 -1, a 1
+  constexpr int TABLE = 0xa9a9a8aa;
+  if constexpr (sizeof(T) == 4)
+    return _mm512_maskz_fixupimm_ps(-1, x, x, _mm512_set1_epi32(TABLE), 0);
+  else
+    return _mm512_maskz_fixupimm_pd(-1, x, x, _mm512_set1_epi64(TABLE), 0);
+#else
+  const vec<T> one = (vec<T>)(((vec<bits<T>>)x & Bits<T>::SIGN) | (vec<bits<T>>)splat<T>(1));
+  return x == 0 ? vec<T>{} : one;
+#endif
+}
 
 template <class T> inline vec<T> tanh(vec<T> x) {
   const vec<T> e = expm1<T>(-2 * abs<T>(x)), y = -e / (2 + e);

@@ -17,6 +17,7 @@ from .masked_stack_sample import (
     masked_stack_sample_ref,
     pack_stack,
 )
+from .minibatch_discrimination import minibatch_discrimination, minibatch_discrimination_ref
 from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
 from .pixelcnn_sample import (
     PixelLayer,
@@ -58,6 +59,8 @@ __all__ = [
     "masked_conv2d_ref",
     "masked_stack_sample",
     "masked_stack_sample_ref",
+    "minibatch_discrimination",
+    "minibatch_discrimination_ref",
     "pack",
     "pack_pixels",
     "pack_stack",

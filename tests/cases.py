@@ -29,6 +29,7 @@ def table(op):
 PATIENCE = {
     "logistic_mixture": {"B": 2, "C": 3, "M": 2},
     "wavenet_sample": {"T": 2, "P": 2},
+    "minibatch_discrimination": {"B": 2, "C": 4},
     "pixelcnn_sample": {"H": 2, "W": 3, "L": 2, "n": 17},
 }
 
@@ -300,6 +301,40 @@ PIXELCNN_LAYER = {
     "first, channels last": {**FIRST, "last": True, "C": 3, "P": 16, "O": 33, "k": 5},
     "tiles, channels last": {"last": True, "H": 9, "W": 33, "V": 17, "C": 32, "P": 16, "k": 5},
     "prime sizes": {"B": 3, "C": 13, "P": 19, "V": 17, "H": 13, "W": 19, "cond": True},
+}
+
+
+def minibatch_discrimination(N=7, B=3, C=4, M=None, dtype=torch.float32, **options):
+    """m and y, and the options, of `minibatch_discrimination`; without y for M = None."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (N, B, C), None if M is None else (M, B, C)
+    # so that distances are about 1
+    inputs = [
+        s and (torch.randn(s, generator=generator, dtype=torch.float64) / max(C, 1)).to(dtype)
+        for s in shapes
+    ]
+    return *inputs, options
+
+
+MINIBATCH_DISCRIMINATION = {
+    "plain": {},
+    "ones": {"N": 2, "B": 1, "C": 1},
+    "a row": {"N": 1},
+    "no rows": {"N": 0},
+    "no components": {"C": 0},
+    "no kernels": {"B": 0},
+    "with itself": {"keep_self": True},
+    "groups": {"N": 34, "groups": 2},
+    "a group a row": {"N": 5, "groups": 5, "keep_self": True},
+    "another batch": {"M": 11},
+    "another batch of no rows": {"M": 0},
+    "no rows, another batch": {"N": 0, "M": 3},
+    "groups of two batches": {"N": 6, "M": 51, "groups": 3},
+    "many components": {"N": 19, "B": 2, "C": 50},
+    "a tile": {"N": 64, "B": 2},
+    "a tile and a row": {"N": 65, "B": 2, "C": 3},
+    "tiles": {"N": 131, "B": 2, "C": 2},
+    "tiles of two batches": {"N": 73, "M": 79, "B": 2, "C": 5},
 }
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from fastgen.nn import (
     ActNorm,
-    BatchNorm,
     Chain,
     Diagonal,
     Half,
+    InvertibleBatchNorm,
     InvertibleConv1x1,
     InvertibleLinear,
     Logit,
@@ -27,9 +27,9 @@ IMAGE, VECTOR = (4, 4, 6), (5,)
 BIJECTORS = {
     "actnorm": (lambda: ActNorm(4), IMAGE),
     "actnorm of vectors": (lambda: ActNorm(5), VECTOR),
-    "batch norm": (lambda: BatchNorm(4), IMAGE),
-    "batch norm without an affine map": (lambda: BatchNorm(4, affine=False), IMAGE),
-    "batch norm of vectors": (lambda: BatchNorm(5), VECTOR),
+    "batch norm": (lambda: InvertibleBatchNorm(4), IMAGE),
+    "batch norm without an affine map": (lambda: InvertibleBatchNorm(4, affine=False), IMAGE),
+    "batch norm of vectors": (lambda: InvertibleBatchNorm(5), VECTOR),
     "diagonal": (lambda: Diagonal(5), VECTOR),
     "1x1 convolution": (lambda: InvertibleConv1x1(4), IMAGE),
     "1x1 convolution of vectors": (lambda: InvertibleConv1x1(5), VECTOR),
@@ -49,7 +49,7 @@ BIJECTORS = {
     "alternate": (lambda: Coupling(MLP(6, 1, 3, 2), "alternate", False, "additive"), VECTOR),
     "chain": (
         lambda: Chain(
-            *(Squeeze(), Half(Chain(InvertibleConv1x1(8), ActNorm(8))), BatchNorm(16)),
+            *(Squeeze(), Half(Chain(InvertibleConv1x1(8), ActNorm(8))), InvertibleBatchNorm(16)),
             *(Unsqueeze(), Coupling(ResNet(4, 1, 4, 8), "checkerboard")),
         ),
         IMAGE,
@@ -213,7 +213,7 @@ def test_actnorm_takes_the_batch_of_all_processes(monkeypatch):
 
 def test_batch_norm_takes_the_moments_of_the_batch():
     x = 3 * torch.randn(40, 2, 3, 3, dtype=torch.float64) + 1
-    module, torchs = BatchNorm(2, eps=1e-5).double(), nn.BatchNorm2d(2).double()
+    module, torchs = InvertibleBatchNorm(2, eps=1e-5).double(), nn.BatchNorm2d(2).double()
     for _ in range(4):
         y, logdet = module(x)
         torch.testing.assert_close(y, torchs(x))
@@ -249,7 +249,10 @@ def test_logit_by_hand():
             lambda: Half(Squeeze())(torch.zeros(1, 3)),
             "Half: x: expected an even number of channels",
         ),
-        (lambda: BatchNorm(2)(torch.zeros(0, 2)), r"BatchNorm: x: expected numbers, got shape"),
+        (
+            lambda: InvertibleBatchNorm(2)(torch.zeros(0, 2)),
+            r"InvertibleBatchNorm: x: expected numbers, got shape",
+        ),
     ],
 )
 def test_what_cannot_be(call, message):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastgen import Glow, RealNVP
-from fastgen.nn import ActNorm, BatchNorm, Chain, Half, InvertibleConv1x1, Squeeze
+from fastgen.nn import ActNorm, Chain, Half, InvertibleBatchNorm, InvertibleConv1x1, Squeeze
 from fastgen.tractable.coupling import MLP, Coupling, ResNet
 
 
@@ -150,7 +150,7 @@ def test_a_parameter_of_two_steps_has_the_sum_of_both():
 def test_chains_within_chains():
     def nested(reversible):
         torch.manual_seed(0)
-        inner = Chain(Half(Chain(InvertibleConv1x1(2), ActNorm(2))), BatchNorm(4))
+        inner = Chain(Half(Chain(InvertibleConv1x1(2), ActNorm(2))), InvertibleBatchNorm(4))
         coupling = Coupling(ResNet(4, 1, 2, 4), "channel")
         return moved(Chain(Squeeze(), inner, coupling, reversible=reversible))
 

@@ -73,7 +73,7 @@ class Diagonal(Bijector):
         return restored(y, torch.zeros_like(self.log_scale), -self.log_scale)
 
 
-class BatchNorm(Bijector):
+class InvertibleBatchNorm(Bijector):
     """A normalisation of each channel by the batch's moments, or by their running averages.
 
         y = (x - mean) / sqrt(var + eps) exp(log_scale) + shift
@@ -104,7 +104,9 @@ class BatchNorm(Bijector):
             mean, var = self.running_mean, self.running_var
             return *normalized(x, *self.center(mean, var)), (mean.clone(), var.clone(), False)
         if not x.numel():
-            raise ValueError(f"BatchNorm: x: expected numbers, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"InvertibleBatchNorm: x: expected numbers, got shape {tuple(x.shape)}"
+            )
         mean, var = moments(x)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)

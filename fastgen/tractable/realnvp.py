@@ -5,12 +5,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn import ActNorm, BatchNorm
+from ..nn import ActNorm, InvertibleBatchNorm
 from .coupling import MLP, Coupling, ResNet
 from .flow import Flow, check_sizes
 from .multiscale import check_shape, multiscale, scale_map
 
-NORMS = {"batch": BatchNorm, "actnorm": ActNorm, "none": None}
+NORMS = {"batch": InvertibleBatchNorm, "actnorm": ActNorm, "none": None}
 
 
 class RealNVP(Flow):
