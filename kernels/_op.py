@@ -107,9 +107,9 @@ def thread_count(requested=None):
 
 def may_wait(x):
     """Whether values of x may be looked at: on a GPU that waits for them, which a graph that is
-    captured cannot, and of which torch.cuda.set_sync_debug_mode warns."""
+    captured cannot, and of which torch.cuda.set_sync_debug_mode warns; a meta tensor has none."""
     if not x.is_cuda:
-        return True
+        return not x.is_meta
     return not (torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode())
 
 

@@ -190,7 +190,12 @@ def setup_context(ctx, inputs, output):
 def backward(ctx, dout, dskip, _):
     x, *weights, cond, gates = ctx.saved_tensors
     weight, _, res_weight, _, skip_weight, _ = weights
-    needs = ctx.needs_input_grad[:9]
+    needs = list(ctx.needs_input_grad[:9])
+    # as in torch, there is no gradient of what is made into an output that is not used
+    if dout is None:
+        needs[4] = needs[5] = False
+    if dskip is None:
+        needs[1] = needs[6] = needs[7] = False
     if res_weight is None:
         dout = None
     elif dout is None:

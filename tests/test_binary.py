@@ -266,7 +266,9 @@ def test_a_model_that_cannot_be(make, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"n": -1}, ValueError, "n: expected >= 0, got -1"),
+        ({"n": -1}, ValueError, "n: expected an int >= 0, got -1"),
+        ({"n": 2.5}, ValueError, "n: expected an int >= 0, got 2.5"),
+        ({"temperature": torch.ones(3)}, ValueError, "temperature: expected finite"),
         ({"method": "fast"}, ValueError, "method: expected 'cached' or 'naive', got 'fast'"),
         ({"dtype": "int8"}, ValueError, "dtype: expected 'float32' or 'float64', got 'int8'"),
         ({"temperature": -1.0}, ValueError, "temperature: expected finite and >= 0, got -1"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 import fastgen
 from fastgen.nn import CausalConv1d, MaskedConv2d
@@ -89,6 +90,29 @@ class Trimmed(nn.Conv1d):
         return super().forward(x)[..., : -self.padding[0]]
 
 
+class Module(nn.Module):
+    """A wrapper with its pad as a module."""
+
+    def __init__(self, pad, conv):
+        super().__init__()
+        self.pad, self.conv = pad, conv
+
+    def forward(self, x):
+        return self.conv(self.pad(x))
+
+
+class Frozen(nn.Conv2d):
+    """The mask is a parameter that is not trained."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        mask = raster("B", *self.kernel_size)[None, None]
+        self.mask = nn.Parameter(mask, requires_grad=False)
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+
 class Padded(nn.Module):
     """A wrapper that pads left."""
 
@@ -150,6 +174,12 @@ SWAPPED = {  # a layer, what it becomes, an input's shape
         IMAGE,
     ),
     "trimmed": (lambda: Trimmed(6, 4, 3, padding=4, dilation=2), "CausalConv1d", SOUND),
+    "frozen mask": (lambda: Frozen(6, 6, 3, padding=1), 'MaskedConv2d "B"', IMAGE),
+    "pad module": (
+        lambda: Module(nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(6, 6, 3, dilation=2)),
+        "CausalConv1d",
+        SOUND,
+    ),
     "padded": (lambda: Padded(6, 2, 4), "CausalConv1d", SOUND),
     "bfloat16": (
         lambda: Multiplied("A", 6, 9, 5, padding=2).bfloat16(),
@@ -157,12 +187,46 @@ SWAPPED = {  # a layer, what it becomes, an input's shape
         IMAGE,
     ),
 }
+
+
+class Optional(Multiplied):
+    def forward(self, x, condition=0):
+        return super().forward(x) + condition
+
+
+class Short(nn.Conv2d):
+    """The pixels to the left, and the pixel."""
+
+    def forward(self, x):
+        return super().forward(x)[..., : x.shape[3]]
+
+
+def zeroed(layer):
+    """Frozen, and all zero."""
+    for p in layer.requires_grad_(False).parameters():
+        p.zero_()
+    return layer
+
+
 LEFT = {
     "plain": (lambda: nn.Conv2d(6, 6, 3), "a plain convolution"),
-    "cropped": (lambda: Cropped(6, 6, (2, 3)), "no masked or causal"),
+    "cropped": (lambda: Cropped(6, 6, (2, 3)), 'cropped to what mask "vertical A"'),
+    "rows above": (
+        lambda: Module(nn.ZeroPad2d((1, 1, 1, 0)), nn.Conv2d(6, 6, (2, 3))),
+        'cropped to what mask "vertical B"',
+    ),
+    "columns to the left": (
+        lambda: Short(6, 6, (1, 2), padding=(0, 1)),
+        'cropped to what mask "B"',
+    ),
+    "perhaps more arguments": (lambda: Optional("A", 6, 6, 3, padding=1), "its forward takes more"),
+    "something else, of zeros": (
+        lambda: zeroed(Blurred("A", 6, 6, 3, padding=1)),
+        "no masked or causal",
+    ),
     "something else": (lambda: Blurred("A", 6, 6, 3, padding=1), "no masked or causal"),
     "random": (lambda: Dropped("A", 6, 6, 3, padding=1), "no masked or causal"),
-    "more arguments": (lambda: Conditional("A", 6, 6, 3, padding=1), "it cannot be probed"),
+    "more arguments": (lambda: Conditional("A", 6, 6, 3, padding=1), "its forward takes more"),
     "strided": (lambda: Multiplied("A", 6, 6, 3, stride=2, padding=1), "strided"),
     "not padded": (lambda: Multiplied("A", 6, 6, 3), "no masked or causal"),
     "symmetric": (lambda: nn.Sequential(nn.Conv1d(6, 6, 3, padding=1)), "a plain convolution"),
@@ -196,7 +260,8 @@ def test_swapped_and_back(name):
     assert report.swapped["0"].startswith(what)
     assert torch.equal(torch.get_rng_state(), rng)
     assert any(isinstance(m, (MaskedConv2d, CausalConv1d)) for m in model.modules())
-    assert isinstance(model[0], cls)
+    own = cls.__mro__[parametrize.is_parametrized(model[0])]  # torch makes a class for these
+    assert isinstance(model[0], own)
     for got in (step(model, x), step(model.eval(), x)):
         for a, b in zip(got, want, strict=True):
             assert torch.allclose(a, b, atol=1e-5 if a.dtype == torch.float32 else 0.1)
@@ -206,7 +271,8 @@ def test_swapped_and_back(name):
         assert torch.equal(value, state[key])
     assert not fastgen.convert(model).swapped
     report.undo()
-    assert type(model[0]) is cls
+    assert type(model[0]) is cls or own is not cls
+    assert type(model[0]).__mro__[1:] == cls.__mro__[1:]
     for a, b in zip(step(model, x), want, strict=True):
         assert torch.equal(a, b)
 
@@ -305,6 +371,112 @@ def test_a_compiled_model_is_left():
     report = fastgen.convert(model)
     assert not report.swapped
     assert set(report.left.values()) == {"compiled: convert the model first"}
+
+
+def test_a_compiled_part_is_left_and_no_other():
+    model = nn.ModuleDict({"net": torch.compile(network(), backend="eager"), "net2": network()})
+    report = fastgen.convert(model)
+    assert list(report.swapped) == ["net2.0", "net2.2"]
+    assert set(report.left.values()) == {"compiled: convert the model first", "a plain convolution"}
+    model = network()
+    model[2].compile(backend="eager")
+    assert list(fastgen.convert(model).swapped) == ["0"]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_converts_where_there_are_no_gradients(mode):
+    model = network()
+    with mode():
+        assert len(fastgen.convert(model).swapped) == 2
+
+
+def test_converts_under_autocast_and_what_is_frozen():
+    model, x = network().requires_grad_(False), torch.randn(1, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = model(x)
+        assert len(fastgen.convert(model).swapped) == 2
+        got = model(x)
+    assert got.dtype == want.dtype
+    assert torch.allclose(got.float(), want.float(), atol=0.05)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_convolution_that_two_modules_have_is_left():
+    first, second = Stack(6, vertical(3, 1)), Stack(6, raster("B", 3, 3))
+    second.conv = first.conv
+    model, x = nn.Sequential(first, second), torch.randn(IMAGE)
+    model(x)
+    want = model(x)
+    report = fastgen.convert(model)
+    assert set(report.left.values()) == {"another module has the convolution too"}
+    assert not report.swapped
+    assert torch.equal(model(x), want)
+
+
+def test_wrapped_for_several_devices(monkeypatch):
+    x = torch.randn(2, 1, 8, 8)
+    want = network()(x)
+    model = nn.DataParallel(network())
+    assert len(fastgen.convert(model).swapped) == 2
+    assert torch.allclose(model(x), want, atol=1e-5)
+    dist = torch.distributed
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(network())
+        assert len(fastgen.convert(model).swapped) == 2
+        for _ in range(2):
+            y = model(x)
+            y.sum().backward()
+        assert torch.allclose(y, want, atol=1e-5)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_parametrized_later_and_no_more():
+    model, x = network(), torch.randn(1, 1, 8, 8)
+    want = model(x)
+    fastgen.convert(model)
+    nn.utils.parametrizations.weight_norm(model[0])
+    other = copy.deepcopy(model)
+    assert torch.allclose(other(x), want, atol=1e-5)
+    fastgen.restore(model)
+    assert isinstance(model[0], Multiplied)
+    assert not isinstance(model[0], MaskedConv2d)
+    assert torch.allclose(model(x), want, atol=1e-5)
+    fastgen.convert(model)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert isinstance(model[0], MaskedConv2d)
+    assert torch.allclose(model(x), want, atol=1e-5)
+    fastgen.restore(model)
+    assert type(model[0]) is Multiplied
+
+
+class Stateful(Multiplied):
+    """Pickles in its own way."""
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "call"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.call = lambda: 7
+
+
+def test_a_pickle_goes_the_modules_own_way():
+    layer = Stateful("A", 1, 2, 3, padding=1)
+    layer.call = lambda: 0
+    fastgen.convert(layer)
+    assert isinstance(layer, MaskedConv2d)
+    other = pickle.loads(pickle.dumps(layer))  # noqa: S301
+    assert other.call() == 7
+    assert isinstance(other, MaskedConv2d)
+
+
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match="convert: model: expected a Module, got str"):
+        fastgen.convert("model")
 
 
 def test_a_replaced_forward_is_left():

@@ -74,6 +74,12 @@ def test_an_npz(tmp_path, keys, layout):
         Images(tmp_path / "a.npz", "test")
 
 
+def test_labels_in_a_column(tmp_path):
+    x, labels = some()
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=labels[:, None])
+    assert Images(tmp_path / "a.npz").labels.tolist() == labels[~held(60)].tolist()
+
+
 def test_bools_are_black_and_white(tmp_path):
     x = some()[0] > 127
     np.savez(tmp_path / "a.npz", images=x)
@@ -120,6 +126,41 @@ def test_a_folder_of_pictures(tmp_path):
     (tmp_path / "test").mkdir()
     picture(tmp_path / "test" / "a.png", x[0])
     assert Images(tmp_path, "test").labels is None
+
+
+def kinds(root, *folders, n=4):
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            picture(root / folder / f"{i}.png", some(1, seed=len(folder) + i)[0][0])
+    return root
+
+
+def test_classes_to_test_on_are_those_of_training(tmp_path):
+    kinds(tmp_path, "train/a", "train/b", "train/c", "test/c")
+    assert Images(tmp_path, "test").labels.tolist() == [2] * 4
+    assert Images(tmp_path).classes == 3
+    kinds(tmp_path, "test/d")
+    with pytest.raises(ImageError, match=r"0\.png: expected one of the classes .*, got d"):
+        Images(tmp_path, "test")
+
+
+def test_pictures_to_test_on_are_not_trained_on(tmp_path):
+    kinds(tmp_path, "a", "b", "test/b")
+    assert [len(Images(tmp_path, s).x) for s in ("train", "held out", "test")] == [7, 1, 4]
+    assert Images(tmp_path).classes == 2
+    assert Images(tmp_path, "test").labels.tolist() == [1] * 4
+    kinds(tmp_path / "alone", "test/a")
+    with pytest.raises(FileNotFoundError, match="expected pictures or IDX files, got none"):
+        Images(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("u2", "I;16"), ("i4", "I"), ("f4", "F")])
+def test_deep_pictures_are_not_clipped(tmp_path, dtype, mode):
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.fromarray((some(1)[0][0] * 200.0).astype(dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=f"a\\.tif: .*8 bits a color, got the mode {mode}"):
+        Images(tmp_path)
 
 
 def test_one_picture_in_colour_makes_all_so(tmp_path):
@@ -174,7 +215,9 @@ def test_idx_files_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected t10k-images-idx3-ubyte"):
         Images(tmp_path, "test")
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(some(59)[1]))
-    with pytest.raises(ImageError, match=r"labels-idx1-ubyte: expected 60 labels >= 0, got uint8"):
+    with pytest.raises(
+        ImageError, match=r"labels-idx1-ubyte: expected 60 labels in \[0, 2147483648\), got uint8"
+    ):
         Images(tmp_path)
 
 
@@ -186,8 +229,12 @@ def test_idx_files_that_do_not_fit(tmp_path):
         ({"x_train": some()[0].astype("f4")}, r"expected uint8 .*, got float32 \(60, 1, 4, 5\)"),
         ({"x_train": some()[0][:, 0]}, r"expected uint8 .*, got uint8 \(60, 5\)"),
         ({"x_train": some()[0][:0]}, r"expected uint8 .*, got uint8 \(0, 1, 4, 5\)"),
-        ({"x_train": some()[0], "y_train": np.full(60, -1)}, "y_train: expected 60 labels >= 0"),
-        ({"x_train": some()[0], "y_train": np.zeros(60)}, "y_train: expected 60 labels >= 0"),
+        ({"x_train": some()[0], "y_train": np.full(60, -1)}, "y_train: expected 60 labels in"),
+        (
+            {"x_train": some()[0], "y_train": np.full(60, 2**64 - 1, "u8")},
+            "y_train: expected 60 labels in",
+        ),
+        ({"x_train": some()[0], "y_train": np.zeros(60)}, "y_train: expected 60 labels in"),
         ({"x_train": np.array([{}])}, "x_train: Object arrays cannot be loaded"),
     ],
 )
@@ -203,6 +250,12 @@ def test_a_broken_npz(tmp_path):
     data = path.read_bytes()
     for broken in (b"", b"text", data[:100], data[:-30], data[:200] + b"\0" * 99 + data[299:]):
         path.write_bytes(broken)
+        with pytest.raises(ImageError, match=r"a\.npz: "):
+            Images(path)
+    start = data.index(b"PK\5\6") + 16  # where the list of arrays starts
+    at = data.index(b"PK\1\2") + 42  # where the first array does
+    for place in (start, at):
+        path.write_bytes(data[:place] + b"\xff\xff\xff\xff" + data[place + 4 :])
         with pytest.raises(ImageError, match=r"a\.npz: "):
             Images(path)
     np.save(tmp_path / "a.npy", some()[0])

@@ -378,6 +378,8 @@ BAD = [
     ({"x": torch.full((2, 1, 4, 5), 5)}, ValueError, r"x: expected levels in \[0, 5\)"),
     ({"x": torch.full((2, 1, 4, 5), -1)}, ValueError, r"x: expected levels in \[0, 5\)"),
     ({"label": None}, ValueError, r"label: expected \(2,\), got None"),
+    ({"label": 2}, ValueError, r"label: expected \(2,\), got 2"),
+    ({"label": [0, 2]}, ValueError, r"label: expected \(2,\), got \[0, 2\]"),
     ({"label": LABEL[:1]}, ValueError, r"label: expected \(2,\), got \(1,\)"),
     ({"label": LABEL.int()}, TypeError, "label: expected int64, got torch.int32"),
     ({"label": LABEL + 1}, ValueError, r"label: expected values in \[0, 3\)"),
@@ -403,6 +405,15 @@ def test_inputs_that_do_not_fit(change, error, message):
                 model.sample(2, method=method, **good)
 
 
+@pytest.mark.parametrize("kind", [GatedPixelCNN, PixelCNN])
+def test_shapes_alone(kind):
+    model = small(kind, **(COND if kind is GatedPixelCNN else {})).to("meta")
+    given = {"label": LABEL.to("meta"), "cond": VECTOR.to("meta")} if kind is GatedPixelCNN else {}
+    x = torch.zeros(2, 1, 4, 5, dtype=torch.int64, device="meta")
+    assert model(x, **given).shape == (2, 5, 1, 4, 5)
+    assert model.log_prob(x, **given).shape == (2,)
+
+
 def test_conditions_of_a_model_without():
     for kind in (GatedPixelCNN, PixelCNN):
         for more in ({"label": LABEL}, {"cond": VECTOR}):
@@ -413,6 +424,7 @@ def test_conditions_of_a_model_without():
 PIXELS = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
 BAD_SAMPLES = [
     ({"n": -1}, ValueError, "expected n, H, W >= 0, got -1, 4, 5"),
+    ({"n": 2.5}, ValueError, "expected n, H, W >= 0, got 2.5, 4, 5"),
     ({"size": (4, -1)}, ValueError, "expected n, H, W >= 0, got 2, 4, -1"),
     ({"method": "fast"}, ValueError, "method: expected one of .*, got 'fast'"),
     ({"uniforms": torch.zeros(2, 1, 4, 4)}, ValueError, r"uniforms: expected \(2, 1, 4, 5\)"),

@@ -72,6 +72,16 @@ def test_one_output_alone(used):
     torch.testing.assert_close(got, want)
 
 
+def test_no_gradient_of_what_an_unused_output_is_made_of():
+    inputs = [leaf(v) for v in cases.wavenet_layer(**FRAMES)]
+    for layer in (wavenet_layer, wavenet_layer_ref):
+        for used, unused in ((1, {4, 5}), (0, {1, 6, 7})):
+            leaves = inputs[:9]
+            y = layer(*leaves, *inputs[9:])[used].sum()
+            grads = torch.autograd.grad(y, leaves, allow_unused=True)
+            assert {i for i, g in enumerate(grads) if g is None} == unused
+
+
 def test_no_memory_is_kept_without_gradients():
     inputs = cases.wavenet_layer(**FRAMES)
     *_, gates = torch.ops.fastgen.wavenet_layer(*inputs, False)

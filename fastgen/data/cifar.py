@@ -8,6 +8,7 @@ import numpy as np
 from .idx import ImageError
 
 SIDE, COLOURS = 32, 3
+DEEP = ("I", "F")  # modes of more than 8 bits, which Pillow clips
 RECORD = 1 + COLOURS * SIDE**2  # bytes: a label, then rows of red, of green, of blue
 FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 LUMINANCE = 3688  # the sum of the quantization table that JPEG's appendix K gives for luminance
@@ -74,6 +75,8 @@ def picture(file, where, formats=None):
     library = pillow()
     try:
         with library.open(file, formats=formats) as image:
+            if image.mode in DEEP or image.mode.startswith("I;"):
+                raise ValueError(f"expected 8 bits a color, got the mode {image.mode}")
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, ValueError, SyntaxError, library.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno:

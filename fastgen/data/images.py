@@ -34,6 +34,7 @@ KEYS = {  # of an npz: images, labels
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 BROKEN = (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)  # an npz
+MOST_LABELS = 1 << 31
 EVERY = 20  # images of the training set, of which one is held out
 
 
@@ -187,7 +188,7 @@ def _npz(path):
 def _array(arrays, key, path):
     try:
         array = arrays[key]
-    except (*BROKEN, MemoryError) as error:
+    except (*BROKEN, MemoryError, OSError) as error:  # OSError where an offset is broken
         raise ImageError(f"Images: {path}: {key}: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ImageError(f"Images: {path}: {key}: expected an array, got {len(array)} bytes")
@@ -196,15 +197,9 @@ def _array(arrays, key, path):
 
 def _read_pictures(root, part):
     folder = root / part
-    if not folder.is_dir():
-        if part == "test":
-            raise FileNotFoundError(f"Images: {root}: expected a folder test in it")
-        folder = root
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    if part == "test" and not folder.is_dir():
+        raise FileNotFoundError(f"Images: {root}: expected a folder test in it")
+    paths, parents = _picture_files(root, part)
     if not paths:
         raise FileNotFoundError(f"Images: {folder}: expected pictures or IDX files, got none")
     x = [picture(path, path) for path in paths]
@@ -214,20 +209,40 @@ def _read_pictures(root, part):
         if image.shape != x[0].shape:
             want, got = ("x".join(map(str, im.shape[1::-1])) for im in (x[0], image))
             raise ImageError(f"Images: {path}: expected {want} as in {paths[0]}, got {got}")
-    parents = [path.relative_to(folder).parts[:-1] for path in paths]
     if not all(parents):
         return np.stack(x), None
-    names = sorted({parent[0] for parent in parents})
-    return np.stack(x), np.array([names.index(parent[0]) for parent in parents])
+    # a test's classes are those that a model was trained on
+    names = sorted({*(parents if part == "train" else _picture_files(root, "train")[1])} - {""})
+    for path, parent in zip(paths, parents, strict=True):
+        if names and parent not in names:
+            raise ImageError(f"Images: {path}: expected one of the classes {names}, got {parent}")
+    return np.stack(x), np.array([names.index(parent) for parent in parents]) if names else None
+
+
+def _picture_files(root, part):
+    """The pictures of a split, and of each the folder in the split's that it is in, or ""."""
+    folder = root / part
+    folder = folder if folder.is_dir() else root
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    places = [path.relative_to(folder).parts for path in paths]
+    kept = [i for i, place in enumerate(places) if folder != root or place[0] != "test"]
+    return [paths[i] for i in kept], [places[i][0] * (len(places[i]) > 1) for i in kept]
 
 
 def _checked(labels, x, where):
     if labels is None:
         return None
+    if labels.shape == (*x.shape[:1], 1):
+        labels = labels[:, 0]
     fits = labels.shape == x.shape[:1] and labels.dtype.kind in "iu" and len(labels)
-    if not fits or int(labels.min()) < 0:
+    if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < MOST_LABELS:
         got = f"{labels.dtype} {labels.shape}"
-        raise ImageError(f"Images: {where}: expected {len(x)} labels >= 0, got {got}")
+        want = f"{len(x)} labels in [0, {MOST_LABELS})"
+        raise ImageError(f"Images: {where}: expected {want}, got {got}")
     return labels
 
 

@@ -6,34 +6,40 @@ a probe agrees: values and gradients of random copies, in float64 and in the lay
 several sizes, in training and in evaluation, and what its buffers hold thereafter.
 """
 
-import functools
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..kernels.masked_conv2d import MASKS, live_mask
+from .. import kernels
+from ..kernels.masked_conv2d import MASKS
+from . import gated
 from .causal_conv1d import CausalConv1d
 from .masked_conv2d import MaskedConv2d
+from .probe import parameters_of, probe
+from .swap import swap, unswap
 
 CONVS = (nn.Conv1d, nn.Conv2d)
+OURS = (MaskedConv2d, CausalConv1d, gated.Gated)
 COLORS = (1, 3, 2, 4)
-TOLERANCE = {  # of the largest value
-    torch.float64: 1e-10,
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
-}
-ORIGINAL = "_fastgen_original"  # of a swapped module: its class, and its attributes we overwrote
 
 
 class Passing(nn.Module):
-    """A module that is its only child."""
+    """A module that is its only convolution."""
 
     def forward(self, x):
-        (conv,) = self.children()
-        return conv(x)
+        return convolution(self)(x)
+
+
+class Cropped(nn.Conv2d):
+    """A convolution by the weights alone that a mask leaves."""
+
+    def forward(self, x):
+        kernel = F.pad(self.weight, (0, self.cut[1], 0, self.cut[0]))
+        return kernels.masked_conv2d(x, kernel, self.bias, mask=self.mask_type)
 
 
 @dataclass
@@ -55,221 +61,137 @@ class Report:
 
 
 def convert(model):
-    """Swap `MaskedConv2d` and `CausalConv1d` in for the layers of `model` that compute the same.
+    """Swap our layers in for those of `model` that compute the same.
 
-    Looked at are subclasses of Conv2d and Conv1d, such with parametrized weights, and modules whose
-    only child is a convolution. Names, state_dict and parameters stay. Weights that a mask shuts
-    out get zero gradients, and keep their values where the original overwrote them; the report
-    says so.
+    Gated layers, of both stacks of a PixelCNN or of a WaveNet, become one kernel. `MaskedConv2d`
+    and `CausalConv1d` are tried on subclasses of Conv2d and Conv1d, such with parametrized weights,
+    and modules whose only part with parameters is a convolution. Names, state_dict and parameters
+    stay. Weights that a mask shuts out get zero gradients, and keep their values where the original
+    overwrote them; the report says so.
     returns: a `Report`
+    Raises TypeError for what is no Module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert: model: expected a Module, got {type(model).__name__}")
     report, done = Report(model), set()
-    compiled = tuple(
-        name for name, m in model.named_modules() if type(m).__name__ == "OptimizedModule"
-    )
+    parents = Counter(id(child) for module in model.modules() for child in module.children())
+    compiled = [name for name, m in model.named_modules() if is_compiled(m)]
     for name, module in model.named_modules():
-        conv = convolution(module)
-        if conv is None or id(module) in done or isinstance(conv, (MaskedConv2d, CausalConv1d)):
+        if id(module) in done:
             continue
-        if any(name.startswith(prefix) for prefix in compiled):
-            report.left[name] = "compiled: convert the model first"
+        if isinstance(module, OURS):
+            done |= {id(m) for m in module.modules()}
             continue
-        found = None if plain(module) else find(module, conv)
+        if any(f"{name}.".startswith(f"{prefix}.") or not prefix for prefix in compiled):
+            if isinstance(module, CONVS):
+                report.left[name] = "compiled: convert the model first"
+            continue
+        conv, found = convolution(module), None
+        if conv is None:
+            found, parts = gated.find(module), module.modules()
+        elif not plain(module) and not isinstance(conv, OURS):
+            found = find(module, conv, parents[id(conv)])
+            parts = (module, conv)
         if isinstance(found, tuple):
             ours, attributes, note = found
-            swap(module, conv, ours, attributes)
-            done.add(id(conv))
+            become(module, conv, ours, attributes)
+            done |= set(map(id, parts))
             report.swapped[name] = describe(ours, attributes) + note
-        elif conv is module:
+        elif conv is module or (conv is None and found):
             report.left[name] = found or "a plain convolution"
+        elif found and plain(conv):
+            done.add(id(conv))
+            path = next(k for k, m in module.named_children() if m is conv)
+            report.left[f"{name}.{path}".lstrip(".")] = found
     return report
 
 
 def restore(model):
     """Undo `convert`, whatever was trained, moved or loaded since."""
     for module in model.modules():
-        if ORIGINAL in module.__dict__:
-            cls, attributes = module.__dict__.pop(ORIGINAL)
-            for key in ("mask_type", "colors"):
-                module.__dict__.pop(key, None)
-            module.__dict__.update(attributes)
-            if not parametrize.is_parametrized(module) and cls.__name__.startswith("Parametrized"):
-                cls = cls.__bases__[0]  # its parametrizations were removed since
-            module.__class__ = cls
+        unswap(module)
+
+
+def is_compiled(module):
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
 def convolution(module):
-    """The convolution that a module is or has as its only child, else None."""
+    """The convolution that a module is, or has as its only part with parameters, else None."""
     if isinstance(module, CONVS):
         return module
-    children = list(module.children())
-    own = type(module).__module__.partition(".")[0] != "torch" and not module._parameters
-    return children[0] if own and len(children) == 1 and isinstance(children[0], CONVS) else None
+    if type(module).__module__.partition(".")[0] == "torch" or module._parameters:
+        return None
+    parts = [m for m in module.children() if next(m.parameters(), None) is not None]
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], CONVS) else None
 
 
 def plain(module):
     """Whether torch's own forward is all that a convolution computes."""
     forward = getattr(type(module), "forward", None)
     own = forward in (nn.Conv1d.forward, nn.Conv2d.forward)
-    return own and not parametrize.is_parametrized(module)
+    return own and "forward" not in module.__dict__ and not parametrize.is_parametrized(module)
 
 
-def find(module, conv):
+def find(module, conv, parents):
     """Our class for a module, its attributes and a note, or why there is none."""
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ or "forward" in conv.__dict__:
         return "its forward was replaced"
+    if len(parameters_of(module.forward)[0]) > 1:
+        return "its forward takes more than one argument"
     if any(s != 1 for s in conv.stride) or conv.padding_mode != "zeros" or conv.transposed:
         return "strided, transposed, or not padded with zeros"
-    why = "no masked or causal convolution has its outputs"
+    if module is not conv and parents > 1:
+        return "another module has the convolution too"
     for ours, attributes in candidates(conv):
         try:
-            note = probe(module, conv, ours, attributes)
+            note = probe(
+                module,
+                lambda m, new=(ours, attributes): become(m, convolution(m), *new),
+                lambda extent: (torch.randn(shape_of(conv, extent)),),
+            )
         except Exception as error:  # whatever somebody else's forward raises
             return f"it cannot be probed: {type(error).__name__}: {error}".splitlines()[0]
+        if note is not None and ours is Cropped:
+            return f'cropped to what mask "{attributes["mask_type"]}" leaves: nothing to gain'
         if note is not None:
             return ours, attributes, note
-    return why
+    return "no masked or causal convolution has its outputs"
 
 
 def candidates(conv):
     if isinstance(conv, nn.Conv1d):
         yield CausalConv1d, {}
-    elif all(k % 2 for k in conv.kernel_size):
+        return
+    kh, kw = conv.kernel_size
+    if kh % 2 and kw % 2:
         for colors in COLORS:
             for mask in MASKS if colors == 1 else MASKS[:2]:
                 if conv.in_channels % colors == 0 and conv.out_channels % colors == 0:
                     yield MaskedConv2d, {"mask_type": mask, "colors": colors}
+    if conv.dilation == (1, 1) and conv.groups == 1:
+        if kw % 2:
+            yield Cropped, {"mask_type": "vertical B", "cut": (kh - 1, 0)}
+            yield Cropped, {"mask_type": "vertical A", "cut": (kh + 1, 0)}
+        if kh == 1:
+            yield Cropped, {"mask_type": "B", "cut": (0, kw - 1)}
+            yield Cropped, {"mask_type": "A", "cut": (0, kw + 1)}
+
+
+def become(module, conv, ours, attributes):
+    """Make a module ours, or its convolution, which it then passes on."""
+    if conv is not None and conv is not module:
+        swap(module, Passing, {})
+    swap(conv or module, ours, attributes)
 
 
 def describe(ours, attributes):
+    if ours in gated.NAMES:
+        return gated.NAMES[ours]
     colors = attributes.get("colors", 1)
     mask = f' "{attributes["mask_type"]}"' if attributes else ""
     return f"{ours.__name__}{mask}" + (f", {colors} colors" if colors > 1 else "")
 
 
-@torch.random.fork_rng()
-def probe(module, conv, ours, attributes):
-    """A note, maybe empty, if ours computes the same as a module; else None.
-
-    Both are copies with random weights, and no hooks.
-    """
-    torch.manual_seed(0)
-    note, own = "", next(p for p in conv.parameters()).dtype
-    for dtype in dict.fromkeys((torch.float64, own)):
-        for training in (False, True):
-            for extent in (6, 1, 9):
-                first = copied(module, dtype, fresh=True)
-                second = copied(first, dtype)
-                swap(second, convolution(second), ours, attributes)
-                first.training = second.training = training
-                remark = compare(first, second, shape_of(conv, extent), dtype, attributes)
-                if remark is None:
-                    return None
-                note = note or remark
-    return note
-
-
 def shape_of(conv, extent):
     return (2, conv.in_channels, *(extent + i for i, _ in enumerate(conv.kernel_size)))
-
-
-def compare(theirs, ours, shape, dtype, attributes):
-    """A note if two modules agree on random numbers of a shape, else None."""
-    x = torch.randn(shape, dtype=dtype, device=next(theirs.parameters()).device)
-    results = []
-    for module in (theirs, ours):
-        x = x.detach().requires_grad_()
-        y = module.forward(x)
-        leaves = dict(module.named_parameters())
-        # weight_norm's hook leaves its weight here
-        weight = convolution(module).__dict__.get("weight")
-        leaves |= {} if weight is None else {"weight": weight}
-        torch.manual_seed(1)
-        loss = (y * torch.randn_like(y)).sum()
-        grads = torch.autograd.grad(loss, [x, *leaves.values()], allow_unused=True)
-        results.append((y.detach(), dict(zip(["x", *leaves], grads, strict=True))))
-        torch.manual_seed(0)
-    (y, grads), (z, others) = results
-    if y.shape != z.shape or y.dtype != z.dtype or not near(y, z, dtype):
-        return None
-    note = ""
-    for name, a in grads.items():
-        b = others[name]
-        if a is not None and b is not None and name.endswith("weight") and attributes:
-            live = live_of(convolution(ours), attributes)
-            if not near(a * ~live, b * ~live, dtype):
-                note = "; its masked weights had gradients, and have none now"
-            a, b = a * live, b * live
-        if (a is None) != (b is None) and name.rpartition(".")[2] not in ("weight_g", "weight_v"):
-            return None
-        if a is not None and b is not None and not near(a, b, dtype):
-            return None
-    same = zip(theirs.buffers(), ours.buffers(), strict=True)
-    return note if all(torch.equal(a, b) for a, b in same) else None
-
-
-def live_of(conv, attributes):
-    mask, colors = attributes["mask_type"], attributes["colors"]
-    return live_mask(conv.weight, mask, colors, conv.groups)
-
-
-def near(a, b, dtype):
-    scale = max(a.abs().max().item(), 1e-30) if a.numel() else 1
-    return a.shape == b.shape and not ((a - b).abs() > TOLERANCE[dtype] * scale).any()
-
-
-def copied(module, dtype, fresh=False):
-    """A module without hooks whose floating tensors are copies in a dtype; `fresh`: random ones."""
-
-    def tensor(x, fresh):
-        if not x.is_floating_point():
-            return x.clone()
-        y = x.detach().to(dtype, copy=True)
-        return y.normal_() if fresh else y
-
-    def value(x):
-        if isinstance(x, torch.Tensor):
-            return tensor(x, False)
-        return type(x)(map(value, x)) if type(x) in (list, tuple) else x
-
-    other = object.__new__(type(module))
-    other.__dict__ = {key: value(x) for key, x in module.__dict__.items()}
-    empty = {k: v for k, v in nn.Module().__dict__.items() if "hook" in k or k[:5] == "_back"}
-    other.__dict__ |= empty
-    if isinstance(other.__dict__.get("weight"), torch.Tensor):
-        other.__dict__["weight"] = tensor(module.weight, fresh).requires_grad_()
-    other._parameters = {
-        k: p
-        if p is None
-        else nn.Parameter(tensor(p, fresh and p.requires_grad), requires_grad=p.requires_grad)
-        for k, p in module._parameters.items()
-    }
-    other._buffers = {k: b if b is None else tensor(b, False) for k, b in module._buffers.items()}
-    other._modules = {
-        k: m if m is None else copied(m, dtype, fresh) for k, m in module._modules.items()
-    }
-    return other
-
-
-def swap(module, conv, ours, attributes):
-    """Make a convolution ours in its place, and the module that has it, if any, pass it on."""
-    for m, base, new in ((conv, ours, attributes), (module, Passing, {})):
-        if ORIGINAL not in m.__dict__:
-            old = {key: m.__dict__[key] for key in new if key in m.__dict__}
-            m.__dict__[ORIGINAL] = (type(m), old)
-            m.__dict__.update(new)
-            m.__class__ = both(base, type(m))
-
-
-@functools.cache
-def both(ours, theirs):
-    """A class that computes as ours and is theirs in all else."""
-
-    def reduce(self, protocol):
-        return rebuilt, (ours, theirs), self.__dict__
-
-    return type(ours.__name__, (ours, theirs), {"__reduce_ex__": reduce})
-
-
-def rebuilt(ours, theirs):
-    return object.__new__(both(ours, theirs))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -216,10 +217,15 @@ def check_input(model, x):
 
 def check_options(n, temperature, method, dtype):
     """Raise ValueError for options of `sample` that there are not."""
-    if n < 0:
-        raise ValueError(f"sample: n: expected >= 0, got {n}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"sample: temperature: expected finite and >= 0, got {temperature:g}")
+    if not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"sample: n: expected an int >= 0, got {n!r:.80}")
+    try:
+        finite = 0 <= float(temperature) < math.inf
+    except (TypeError, ValueError, RuntimeError):
+        finite = False
+    if not finite:
+        got = f"{temperature!r:.80}"
+        raise ValueError(f"sample: temperature: expected finite and >= 0, got {got}")
     if method not in ("cached", "naive"):
         raise ValueError(f"sample: method: expected 'cached' or 'naive', got {method!r}")
     if dtype not in ("float32", "float64"):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ class Raster(nn.Module):
         if method not in METHODS:
             raise ValueError(f"sample: method: expected one of {METHODS}, got {method!r}")
         H, W = (self.config["height"], self.config["width"]) if size is None else size
-        if min(n, H, W) < 0:
+        if not all(isinstance(v, Integral) and v >= 0 for v in (n, H, W)):
             raise ValueError(f"sample: expected n, H, W >= 0, got {n}, {H}, {W}")
         C = self.config["colors"]
         if uniforms is None:
@@ -247,9 +248,9 @@ def check_conditions(model, B, label, cond):
         if not (classes if what == "label" else channels):
             if got is not None:
                 raise ValueError(f"{name}: {what}: expected None of a model without such")
-        elif got is None or got.shape != size:
-            shape = None if got is None else tuple(got.shape)
-            raise ValueError(f"{name}: {what}: expected {size}, got {shape}")
+        elif getattr(got, "shape", None) != size:
+            got = tuple(got.shape) if isinstance(got, torch.Tensor) else got
+            raise ValueError(f"{name}: {what}: expected {size}, got {got!r:.80}")
     if label is not None:
         if label.dtype != torch.int64:
             raise TypeError(f"{name}: label: expected int64, got {label.dtype}")
@@ -258,5 +259,5 @@ def check_conditions(model, B, label, cond):
     if cond is not None:
         if not cond.is_floating_point():
             raise TypeError(f"{name}: cond: expected a floating dtype, got {cond.dtype}")
-        if not cond.isfinite().all():
+        if may_wait(cond) and not cond.isfinite().all():
             raise ValueError(f"{name}: cond: expected finite values")
