@@ -1,12 +1,16 @@
 """What the commands share: options, and what is checked of them before any work is done."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import torch
 from tyro.conf import Positional, arg
 
+from . import train as training
+from . import weights
+from .checkpoint import CheckpointError
 from .text import number
 
 Model = Annotated[
@@ -16,6 +20,7 @@ Model = Annotated[
 Device = Annotated[str, arg(metavar="DEVICE", help="cpu, or cuda for a GPU")]
 Files = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")]
 NAMELESS = arg(name="")  # --lr, not --descent.lr
+NAIVE_SECONDS = 2  # for which a naive sampler is timed
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,59 @@ class Descent:
     save_every: int = 1000  # steps
     seed: int = 0
     tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, and what the commands do of it.
+
+    kind: "sound", what its models are of    models: classes
+    train, verify: commands and checks by the model's name    commands: its own, by name
+    format_of(net, meta): how samples are written; ValueError for meta that does not fit
+    options: what `sample` takes for it alone, a dataclass of fields that are None unless given
+    sample(net, meta, form, out, n, options, sampling)    evaluate(net, form, data, files, seed)
+    """
+
+    kind: str
+    models: tuple[type, ...]
+    train: dict[str, Callable]
+    verify: dict[str, Callable]
+    commands: dict[str, Callable]
+    format_of: Callable
+    options: type
+    sample: Callable
+    evaluate: Callable
+
+
+def load(name, device, families):
+    """A model, its file's meta, its format and its family.
+
+    Raises ValueError for a model of none of the families, CheckpointError for a broken file.
+    """
+    check_device(device)
+    net, meta = weights.load(name, device)
+    family = next((f for f in families if isinstance(net, f.models)), None)
+    if family is None:
+        kinds = " or ".join(f.kind for f in families)
+        raise ValueError(f"{name}: expected a model of {kinds}, got a {type(net).__name__}")
+    try:
+        return net, meta, family.format_of(net, meta), family
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def fit(net, source, out, validate, meta, descent):
+    """Train, say so, and return the last numbers of `validate` by name."""
+    last = {}
+
+    def remembered(averaged):
+        last.update(validate(averaged))
+        return last
+
+    options = {"validate": remembered, "meta": meta, **asdict(descent)}
+    training.train(net, source, out=out, **options)
+    print(f"wrote {out}: step {descent.steps}")
+    return last
 
 
 def refuse(model, kind, **options):

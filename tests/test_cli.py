@@ -19,7 +19,8 @@ from fastgen.tractable.wavenet_stream import Stream
 from fastgen.verify import Check, wavenet
 
 pytest.importorskip("tyro")
-from fastgen import cli
+from fastgen import cli, options
+from fastgen.commands import sound
 
 RATE = 8000
 MEL = LogMel(RATE, 256, 256, 80, 4)
@@ -27,7 +28,7 @@ MEL = LogMel(RATE, 256, 256, 80, 4)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(cli, "NAIVE_SECONDS", 0.01)
+    monkeypatch.setattr(options, "NAIVE_SECONDS", 0.01)
     torch.set_num_threads(1)
 
 
@@ -246,7 +247,7 @@ def test_errors_in_full_on_demand(model, tmp_path, capsys, monkeypatch):
 
 
 def test_a_defect_has_its_own_code(model, tmp_path, fails, monkeypatch):
-    monkeypatch.setattr(cli, "draw", lambda *args, **options: {}["key"])
+    monkeypatch.setattr(sound, "draw", lambda *args, **options: {}["key"])
     err = fails("sample", model, "--out", tmp_path / "a.wav", code=1)
     assert err == "fastgen: KeyError: 'key' (--traceback shows where)\n"
 
@@ -257,7 +258,7 @@ def test_vocode(vocoder, tmp_path, capsys):
     assert cli.main(["vocode", str(source), str(out), "--model", vocoder, "--seed", "3"]) == 0
     got, rate = read_wav(out)
     assert (got.shape, rate) == ((1, 1234), RATE)
-    net, _, form = cli.load(vocoder, "cpu")
+    net, _, form, _ = cli.load(vocoder, "cpu", cli.FAMILIES)
     cond = form.conditioning(load_audio(source)[0])[None]
     expected = mulaw_decode(net.sample(1, 1234, seed=3, cond=cond))
     torch.testing.assert_close(got, expected, rtol=0, atol=1 / 32768)
@@ -304,7 +305,7 @@ def test_train_then_eval_and_sample(clips, tmp_path, capsys):
     said = capsys.readouterr().out
     rows = [line.strip().rsplit(None, 1) for line in said.splitlines()]
     table = {row[0].strip(): row[1] for row in rows if len(row) == 2}
-    net, _, form = cli.load(run, "cpu")
+    net, _, form, _ = cli.load(run, "cpu", cli.FAMILIES)
     codes = mulaw_encode(load_audio(f"{clips}/00.wav")[0])[None]
     with torch.no_grad():
         free = -net.log_prob(codes).item() / codes.numel()
@@ -332,7 +333,7 @@ def test_train_a_mixture(clips, tmp_path, capsys):
 
 
 def test_ctrl_c_in_training_saves(clips, tmp_path, capsys, monkeypatch):
-    average, steps = cli.training.Game.average, []
+    average, steps = options.training.Game.average, []
 
     def press(game, decay):
         steps.append(decay)
@@ -340,7 +341,7 @@ def test_ctrl_c_in_training_saves(clips, tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         average(game, decay)
 
-    monkeypatch.setattr(cli.training.Game, "average", press)
+    monkeypatch.setattr(options.training.Game, "average", press)
     run = tmp_path / "run"
     argv = ["train", "wavenet", "--data", clips, "--out", str(run), *SMALL, "--steps", "50"]
     assert cli.main(argv) == 130

@@ -14,12 +14,12 @@ from fastgen.tractable.made import MADE
 from fastgen.tractable.nade import NADE
 
 pytest.importorskip("tyro")
-from fastgen import cli
+from fastgen import cli, options
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(cli, "NAIVE_SECONDS", 0.01)
+    monkeypatch.setattr(options, "NAIVE_SECONDS", 0.01)
     torch.set_num_threads(1)
 
 
@@ -77,7 +77,7 @@ def test_train_then_eval_and_sample(kind, order, data, tmp_path, capsys):
     assert cli.main([*argv, "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "parameters, images of 1 x 6 x 4" in said
-    net, meta, form = cli.load(str(run), "cpu")
+    net, meta, form, _ = cli.load(str(run), "cpu", cli.FAMILIES)
     held = form.encode(Images(data, "held out").x)
     nats = -net.log_prob(held).mean().item()
     assert f"nats      {nats:.4f}, held out" in said
@@ -103,7 +103,7 @@ def test_samples_and_completions_are_the_models(data, tmp_path):
     run = tmp_path / "run"
     argv = ["train", "nade", "--data", data, "--out", str(run), "--hidden", "5", "--steps", "1"]
     assert cli.main([*argv, "--batch-size", "8"]) == 0
-    net, _, form = cli.load(str(run), "cpu")
+    net, _, form, _ = cli.load(str(run), "cpu", cli.FAMILIES)
     scale, margin = 16, 2
     high, wide = (n * scale + margin for n in (6, 4))
 
@@ -130,7 +130,7 @@ def test_a_pixelcnn_of_labels(data, tmp_path, capsys, fails):
     argv += ["--head-channels", "5", "--first-kernel", "3", "--levels", "4", "--batch-size", "8"]
     assert cli.main([*argv, "--labels", "--steps", "2"]) == 0
     assert cli.main(["eval", run]) == 0
-    net, _, form = cli.load(run, "cpu")
+    net, _, form, _ = cli.load(run, "cpu", cli.FAMILIES)
     test = Images(data, "test")
     nats = -net.log_prob(form.encode(test.x), test.labels).mean().item()
     assert f"{nats:.4f} nats" in capsys.readouterr().out
