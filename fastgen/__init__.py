@@ -9,6 +9,7 @@ if find_spec("fastgen.kernels") is None:
     )
 
 from . import kernels, nn
+from .implicit.dcgan import DCGAN
 from .implicit.gan import GAN
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
@@ -20,6 +21,7 @@ from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
 __all__ = [
+    "DCGAN",
     "FVSBN",
     "GAN",
     "MADE",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastgen.game import GAMES, Game
+from fastgen.implicit.dcgan import DCGAN
 from fastgen.implicit.gan import GAN
 from fastgen.metrics.modes import modes
 from fastgen.train import train
@@ -128,6 +129,28 @@ def test_sampling_refuses_what_does_not_fit(options, match):
         small(classes=3).sample(4, label=torch.arange(4))
     with pytest.raises(ValueError, match=r"expected labels \(4,\)"):
         small(classes=3).sample(4)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 64, 64), (2, 10, 10)])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_convolutions_make_the_shape_that_is_asked_for(tmp_path, shape, classes):
+    torch.manual_seed(0)
+    model = DCGAN(shape, latent=5, channels=2, classes=classes)
+    label = torch.arange(4) % 3 if classes else None
+    batch = (torch.rand(4, *shape), label)[: 1 + bool(classes)]
+    source = type("Source", (), {"batch": lambda self, step, size: batch})()
+    options = {"steps": 2, "batch_size": 4, "betas": (0.5, 0.999), "progress": False}
+    trained = train(model, source, out=tmp_path, **options)
+    x = trained.sample(4, seed=0, label=label)
+    assert x.shape == (4, *shape)
+    assert 0 < x.abs().max() <= 1
+    assert torch.equal(load(tmp_path)[0].sample(4, seed=0, label=label), x)
+
+
+@pytest.mark.parametrize("shape", [(1, 28), (1, 28, 32), (1, 27, 27), (1, 7, 7), (1, 18, 18)])
+def test_convolutions_refuse_other_shapes(shape):
+    with pytest.raises(ValueError, match="DCGAN: shape: expected"):
+        DCGAN(shape)
 
 
 def test_modes_are_counted():

@@ -7,6 +7,7 @@ import torch
 
 from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
+from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
 from ..tractable.fvbn import FVSBN
 from ..tractable.made import MADE
@@ -15,7 +16,7 @@ from ..tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from ..tractable.pixelcnnpp import PixelCNNpp
 from ..tractable.wavenet import WaveNet
 
-KINDS = (FVSBN, GAN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet)
+KINDS = (DCGAN, FVSBN, GAN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet)
 MODELS = {kind.__name__: kind for kind in KINDS}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
