@@ -9,6 +9,8 @@ if find_spec("fastgen.kernels") is None:
     )
 
 from . import kernels, nn
+from .implicit.dcgan import DCGAN
+from .implicit.gan import GAN
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
 from .tractable.glow import Glow
@@ -23,7 +25,9 @@ from .tractable.wavenet import WaveNet
 
 __version__ = "0.1.0"
 __all__ = [
+    "DCGAN",
     "FVSBN",
+    "GAN",
     "ICA",
     "MADE",
     "NADE",

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from .checkpoint import Folder
 from .files import atomic
-from .game import Game
+from .game import MOMENTS, Game
 
 _TINY = sys.float_info.min  # the least value of what must be positive
 
@@ -36,6 +36,7 @@ def train(
     steps,
     batch_size,
     lr=1e-3,
+    optimizer="adam",
     betas=(0.9, 0.999),
     warmup=0,
     schedule="constant",
@@ -50,10 +51,11 @@ def train(
     keep=2,
     seed=0,
     meta=None,
+    simultaneous=False,
     tensorboard=False,
     progress=True,
 ):
-    """Train a model of one player with Adam; returns a copy of it with the averaged weights.
+    """Play a model's game by gradient descent; returns a copy with the averaged weights.
 
     A run that `out` holds already goes on where it stopped. Under torchrun each process takes its
     share of every batch, and the first process writes. The first Ctrl-C finishes the step (on a GPU
@@ -62,13 +64,15 @@ def train(
     follows replays it: the loss's own Python, checks of the batch among it, runs no more.
 
     source: batch(step, batch_size) -> tuple of tensors of batch_size rows, a function of the step
-    lr, betas: of Adam; lr rises over `warmup` steps, then follows `schedule` ("constant",
-    "cosine", "exponential") and is final·lr at the end
+    optimizer: "adam" with `betas`, or "sgd" with the momentum betas[0]
+    lr: rises over `warmup` steps, then follows `schedule` ("constant", "cosine", "exponential") and
+    is final·lr at the end; each player has a factor for it
     clip: bound of the gradient's norm
     ema: averaged weights are a ← d·a + (1 - d)·w with d = min(ema, step / (step + 9))
     dtype: "float32", or "bfloat16" for autocast
     validate: called with the averaged model, returns numbers by name for the log
     keep: checkpoints to keep    meta: JSON object for the checkpoints
+    simultaneous: whether all players' gradients are taken before any of them steps
 
     Raises ValueError: an option out of range, a batch or loss of another shape, a run of another
     model, a loss or gradient that is not finite (the last checkpoint stays), a broken checkpoint.
@@ -81,10 +85,11 @@ def train(
     _check_range(0, 1, final=final, ema=ema)
     _check_choice(("constant", "cosine", "exponential"), schedule=schedule)
     _check_choice(("float32", "bfloat16"), dtype=dtype)
+    _check_choice(tuple(MOMENTS), optimizer=optimizer)
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ModuleNotFoundError("train: for tensorboard=True, pip install 'fastgen[tensorboard]'")
     rate = partial(learning_rate, steps=steps, lr=lr, warmup=warmup, schedule=schedule, final=final)
-    game = Game(model, betas)
+    game = Game(model, optimizer, betas, simultaneous)
     identity = {"model": type(model).__name__, "config": model.config}
     folder = Folder(out, {**(meta or {}), **identity}, keep)
     rank, world = _processes(game.device)
@@ -101,13 +106,15 @@ def train(
             log = _Log(folder.path, start, steps, tensorboard, progress)
             stack.callback(log.close)
         interrupts = stack.enter_context(_interrupts())
-        pending = []  # of each step whose numbers are not read yet: (3,), on the device
+        pending = []  # of each step whose numbers are not read yet: (P, 3), on the device
         for step in range(start + 1, steps + 1):
             [mixed] = np.random.SeedSequence((seed, step, rank)).generate_state(1)
             torch.manual_seed(int(mixed))
-            batch = _rows(source, step, batch_size, rank, world)
+            first = (step - 1) * game.batches  # the source counts from 0
+            each = range(first, first + game.batches)
+            batches = [_rows(source, i, batch_size, rank, world) for i in each]
             turn = {"lr": rate(step), "clip": clip, "dtype": getattr(torch, dtype), "world": world}
-            pending.append(game.descent.step(batch, stop=bool(interrupts), **turn))
+            pending.append(game.turn(batches, stop=bool(interrupts), **turn))
             game.average(min(ema, step / (step + 9)))
             logs, validates, saves = (
                 step % every == 0 or step == steps
@@ -116,11 +123,11 @@ def train(
             # To read a number is to wait for the GPU, so there only where one is needed.
             if game.device.type != "cpu" and not (logs or validates or saves):
                 continue
-            loss, norm, stop = _read(pending, step)
+            numbers, stop = _read(pending, step, game.names)
             if rank == 0:
-                log.show(step, loss)
+                log.show(step, numbers)
                 if logs:
-                    log.step(step, batch_size, loss=loss, lr=rate(step), grad_norm=norm)
+                    log.step(step, batch_size, **numbers, lr=rate(step))
                 if validates and validate:
                     log.write(step, _validated(validate, game.mean()))
                 if saves or stop:
@@ -183,13 +190,14 @@ class _Log:
         self.file.write(json.dumps({"step": step, **finite}) + "\n")
         self.file.flush()
 
-    def show(self, step, loss):
+    def show(self, step, numbers):
         now = time.perf_counter()
+        text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if "loss" in name)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)
         elif self.progress and (now - self.shown > 10 or step == self.steps):
-            print(f"step {step} of {self.steps}: loss {loss:.4g}", file=sys.stderr, flush=True)
+            print(f"step {step} of {self.steps}: {text}", file=sys.stderr, flush=True)
             self.shown = now
 
     def sync(self):
@@ -209,14 +217,12 @@ def _lines(path, last):
                 yield line
 
 
-def _rows(source, step, size, rank, world):
-    """This process's rows of a step's batch; the source counts steps from 0."""
-    batch = source.batch(step - 1, size)
+def _rows(source, i, size, rank, world):
+    """This process's rows of the batch i."""
+    batch = source.batch(i, size)
     for rows in batch:
         if len(rows) != size:
-            raise ValueError(
-                f"train: batch {step - 1} expected to have {size} rows, got {len(rows)}"
-            )
+            raise ValueError(f"train: batch {i} expected to have {size} rows, got {len(rows)}")
     return [rows[rank::world] for rows in batch]
 
 
@@ -234,15 +240,22 @@ def _validated(validate, model):
     return {f"validate/{name}": float(value) for name, value in validate(model).items()}
 
 
-def _read(pending, step):
-    """The last step's loss and gradient norm, and whether any process wants to stop."""
-    rows = torch.stack(pending).tolist()
+def _read(pending, step, names):
+    """The last step's losses and gradient norms, and whether any process wants to stop."""
+    rows = torch.stack(pending)  # of each step, of each player: loss, norm, stop
     pending.clear()
-    for at, (loss, norm, _) in enumerate(rows, step + 1 - len(rows)):
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                raise ValueError(f"train: step {at}: {name} expected to be finite, got {value}")
-    return rows[-1]
+    for at, players in enumerate(rows[..., :2].tolist(), step + 1 - len(rows)):
+        numbers = {}
+        for player, values in zip(names, players, strict=True):
+            of = f"{player}/" if len(names) > 1 else ""
+            for name, value in zip(("loss", "grad_norm"), values, strict=True):
+                if not math.isfinite(value):
+                    what = name.replace("grad_norm", "gradient norm")
+                    raise ValueError(
+                        f"train: step {at}: {of}{what} expected to be finite, got {value}"
+                    )
+                numbers[of + name] = value
+    return numbers, bool(rows[-1, :, 2].any())
 
 
 def _processes(device):

@@ -18,8 +18,8 @@ GPU = torch.cuda.is_available()
 class Graphs:
     """In place of CUDA: a capture runs nothing, a replay runs the function on the same memory."""
 
-    def __init__(self, monkeypatch, found=(), error=None):
-        self.captured, self.replayed, self.error = [], 0, error
+    def __init__(self, monkeypatch, found=(), error=None, shape=(3,)):
+        self.captured, self.replayed, self.error, self.shape = [], 0, error, shape
         self.found = list(found)
         monkeypatch.setattr(replay, "capture", self.capture)
         monkeypatch.setattr(replay, "waits", lambda: contextlib.nullcontext(self.found))
@@ -28,7 +28,7 @@ class Graphs:
         if self.error:
             raise self.error
         self.captured.append([tuple(t.shape) for t in inputs])
-        output = inputs[0].new_full((3,), torch.nan)
+        output = inputs[0].new_full(self.shape, torch.nan)
 
         def run():
             self.replayed += 1
@@ -94,7 +94,7 @@ def test_a_capture_that_fails_is_not_tried_again(sums, monkeypatch):
 
 
 def test_a_run_of_graphs_is_the_run_without(tmp_path, monkeypatch):
-    graphs, init = Graphs(monkeypatch), game.Descent.__init__
+    graphs, init = Graphs(monkeypatch, shape=(1, 3)), game.Descent.__init__
 
     def with_graphs(self, *args):
         init(self, *args)

@@ -496,9 +496,20 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, option):
 def test_bad_games_and_batches_are_refused(tmp_path):
     options = {"out": tmp_path, "steps": 1, "batch_size": 4, "progress": False}
     model = toy()
-    model.players = lambda: [None, None]
-    with pytest.raises(ValueError, match="one player, got 2"):
-        train(model, Source(), **options)
+    first, last = model.layers[0], model.layers[-1]
+    for players, match in (
+        ([], "different names"),
+        ([Player("a", first, model.loss), Player("a", last, model.loss)], "different names"),
+        ([Player("a", model, model.loss), Player("b", first, model.loss)], "one owner"),
+        ([Player("a", model, model.loss, steps=0)], "steps >= 1"),
+        ([Player("a", model, model.loss, lr=0.0)], "lr > 0"),
+    ):
+        model.players = lambda players=players: players
+        with pytest.raises(ValueError, match=match):
+            train(model, Source(), **options)
+    model.players = lambda: [Player("a", model, model.loss, steps=2)]
+    with pytest.raises(ValueError, match="one step a turn"):
+        train(model, Source(), simultaneous=True, **options)
     with pytest.raises(ValueError, match="parameters to train, got none"):
         train(toy().requires_grad_(False), Source(), **options)
     model = toy()

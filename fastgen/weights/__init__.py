@@ -7,6 +7,8 @@ import torch
 
 from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
+from ..implicit.dcgan import DCGAN
+from ..implicit.gan import GAN
 from ..tractable.fvbn import FVSBN
 from ..tractable.glow import Glow
 from ..tractable.ica import ICA
@@ -20,7 +22,7 @@ from ..tractable.wavenet import WaveNet
 
 IMAGES = (FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp)
 FLOWS = (ICA, NICE, RealNVP, Glow)
-KINDS = (*IMAGES, *FLOWS, WaveNet)
+KINDS = (*IMAGES, *FLOWS, DCGAN, GAN, WaveNet)
 MODELS = {kind.__name__: kind for kind in KINDS}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along

@@ -1,0 +1,1 @@
+"""Models that only sample: what they learn comes from a discriminator."""

@@ -1,0 +1,120 @@
+"""What all models share whose generator learns from a discriminator."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from .. import kernels
+from ..game import GAMES, Player, gradient_penalty, unroll
+
+
+class Adversarial(nn.Module):
+    """Two players: G makes x of noise, D tells it from data; the game says what each descends.
+
+        discriminator's loss: game.discriminator(D(x), D(G(z))) + penalty * (||grad D|| - 1)^2
+        generator's loss:     game.generator(D(G(z))),  of D as it will be after `unrolled` steps
+
+    A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
+    (B, classes) or None -> (B, *shape), and `discriminator`, (B, *shape) and labels -> (B,), and
+    `config`, whose keys all of these are:
+
+    game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
+    unrolled: steps of Adam at the rate inner_lr that the generator looks ahead    penalty: weight
+
+    Raises ValueError for a game that there is not, and counts and weights out of range.
+    Goodfellow et al. 2014, Generative Adversarial Nets; Metz et al. 2017, Unrolled Generative
+    Adversarial Networks; Gulrajani et al. 2017, Improved Training of Wasserstein GANs.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        name, game = type(self).__name__, config["game"]
+        if game not in GAMES:
+            names = ", ".join(GAMES)
+            raise ValueError(f"{name}: game: expected one of {names}, got {game!r:.80}")
+        least = {"latent": 1, "steps": 1, "unrolled": 0, "classes": 0}
+        for key, low in least.items():
+            got = config[key]
+            if not isinstance(got, int) or got < low:
+                raise ValueError(f"{name}: {key}: expected an int >= {low}, got {got!r:.80}")
+        for key in ("penalty", "inner_lr"):
+            if not 0 <= config[key] < float("inf"):
+                raise ValueError(f"{name}: {key}: expected >= 0, got {config[key]!r:.80}")
+        self.game = GAMES[game]
+
+    def players(self):
+        """The discriminator, which takes its steps first, and the generator."""
+
+        def tells(x, label=None):
+            label = self.one_hot(label)
+            with torch.no_grad():
+                fake = self.generator(self.noise(len(x), x), label)
+            d = self.discriminator(x, label)
+            loss = self.game.discriminator(d, self.discriminator(fake, label))
+            if weight := self.config["penalty"]:
+                tell = lambda y: self.discriminator(y, label)  # noqa: E731
+                loss = loss + weight * gradient_penalty(tell, x, fake)
+            return loss
+
+        def makes(x, label=None):
+            label = self.one_hot(label)
+            fake = self.generator(self.noise(len(x), x), label)
+            if not self.config["unrolled"]:
+                return self.game.generator(self.discriminator(fake, label))
+
+            def descended(theta):
+                logits = (functional_call(self.discriminator, theta, (y, label)) for y in (x, fake))
+                return self.game.discriminator(*logits)
+
+            K, lr = self.config["unrolled"], self.config["inner_lr"]
+            theta = unroll(self.discriminator, descended, K, lr=lr)
+            return self.game.generator(functional_call(self.discriminator, theta, (fake, label)))
+
+        steps = self.config["steps"]
+        return [
+            Player("discriminator", self.discriminator, tells, steps=steps),
+            Player("generator", self.generator, makes),
+        ]
+
+    def noise(self, n, like):
+        return torch.randn(n, self.config["latent"], device=like.device, dtype=self.dtype)
+
+    @property
+    def dtype(self):
+        return next(self.parameters()).dtype
+
+    def one_hot(self, label):
+        if not self.config["classes"]:
+            return None
+        return F.one_hot(label, self.config["classes"]).to(self.dtype)
+
+    @torch.no_grad()
+    def sample(self, n, *, seed=None, z=None, label=None):
+        """Make n examples of standard normal noise.
+
+        z: (n, latent), else drawn from `seed`    label: (n,) int64, of a model of classes
+        returns: (n, *shape)
+        Raises ValueError for shapes that do not fit and labels that there are not.
+        """
+        latent, classes = self.config["latent"], self.config["classes"]
+        if n < 0:
+            raise ValueError(f"sample: n: expected >= 0, got {n}")
+        if z is not None and z.shape != (n, latent):
+            raise ValueError(f"sample: z: expected {(n, latent)}, got {tuple(z.shape)}")
+        if (label is None) == bool(classes):
+            want = f"labels ({n},)" if classes else "none of a model without classes"
+            raise ValueError(f"sample: label: expected {want}, got {label!r:.80}")
+        if label is not None and label.shape != (n,):
+            raise ValueError(f"sample: label: expected ({n},), got {tuple(label.shape)}")
+        if label is not None and n and not 0 <= int(label.min()) <= int(label.max()) < classes:
+            got = f"{int(label.min())} to {int(label.max())}"
+            raise ValueError(f"sample: label: expected 0 to {classes - 1}, got {got}")
+        parameter = next(self.parameters())
+        if z is None:
+            seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+            u = kernels.uniforms(seed, n, latent)
+            z = torch.special.ndtri(u.clamp(min=2.0**-54))
+        label = None if label is None else label.to(parameter.device)
+        return self.generator(z.to(parameter), self.one_hot(label))

@@ -1,0 +1,86 @@
+"""GAN, two perceptrons at play (Goodfellow et al. 2014)."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from .adversarial import Adversarial
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2)}
+OUTPUTS = {"linear": nn.Identity, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+class GAN(Adversarial):
+    """Perceptrons for vectors, and for images as vectors; see `Adversarial` for the game.
+
+    shape: of an example    latent: size of the noise    hidden: sizes of the layers of both
+    activation: "tanh", "relu" or "leaky"    output: of the generator, "linear", "tanh" or "sigmoid"
+    classes: labels that both networks see (Mirza and Osindero 2014)
+
+    Raises ValueError for sizes and names that there are not.
+    Goodfellow et al. 2014, Generative Adversarial Nets.
+    """
+
+    def __init__(
+        self,
+        shape=(2,),
+        latent=256,
+        hidden=(128, 128),
+        activation="tanh",
+        output="linear",
+        classes=0,
+        game="nonsaturating",
+        steps=1,
+        unrolled=0,
+        inner_lr=1e-4,
+        penalty=0.0,
+    ):
+        sizes = [*shape, *hidden]
+        if not shape or not all(isinstance(v, int) and v >= 1 for v in sizes):
+            got = f"{shape!r:.80} and {hidden!r:.80}"
+            raise ValueError(f"GAN: shape, hidden: expected ints >= 1, got {got}")
+        for key, got, known in (
+            ("activation", activation, ACTIVATIONS),
+            ("output", output, OUTPUTS),
+        ):
+            if got not in known:
+                raise ValueError(f"GAN: {key}: expected one of {[*known]}, got {got!r:.80}")
+        super().__init__(
+            {
+                "shape": list(shape),
+                "latent": latent,
+                "hidden": list(hidden),
+                "activation": activation,
+                "output": output,
+                "classes": classes,
+                "game": game,
+                "steps": steps,
+                "unrolled": unrolled,
+                "inner_lr": inner_lr,
+                "penalty": penalty,
+            }
+        )
+        self.shape, D = tuple(shape), math.prod(shape)
+        make = ACTIVATIONS[activation]
+        last = [OUTPUTS[output](), nn.Unflatten(1, self.shape)]
+        self.generator = Perceptron([latent + classes, *hidden, D], make, last)
+        self.discriminator = Perceptron([D + classes, *hidden, 1], make, [nn.Flatten(0)])
+
+
+class Perceptron(nn.Module):
+    """Linear layers with an activation between each two, of x and the labels side by side."""
+
+    def __init__(self, sizes, activation, last):
+        super().__init__()
+        layers = [m for C, K in pairwise(sizes) for m in (nn.Linear(C, K), activation())][:-1]
+        self.layers = nn.Sequential(*layers, *last)
+        for layer in layers[::2]:
+            nn.init.orthogonal_(layer.weight, gain=1.4)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x, label=None):
+        """x: (B, ...)    label: (B, classes), or None    returns: what the last layers make"""
+        parts = [x.flatten(1)] if label is None else [x.flatten(1), label]
+        return self.layers(torch.cat(parts, dim=1))

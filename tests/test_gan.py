@@ -1,0 +1,186 @@
+"""GANs: whose parameters a step moves, what noise makes, and how modes are counted."""
+
+import math
+
+import pytest
+import torch
+
+from fastgen.game import GAMES, Game
+from fastgen.implicit.dcgan import DCGAN
+from fastgen.implicit.gan import GAN
+from fastgen.metrics.modes import modes
+from fastgen.train import train
+from fastgen.verify import games
+from fastgen.weights import load
+
+TURN = {"lr": 0.01, "clip": math.inf, "dtype": torch.float32, "world": 1, "stop": False}
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return GAN(**{"shape": (2,), "latent": 3, "hidden": (8, 8)} | options)
+
+
+class Pairs:
+    def __init__(self, classes=0):
+        self.classes = classes
+
+    def batch(self, step, size):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(size, 2, generator=generator)
+        return (x, torch.arange(size) % self.classes) if self.classes else (x,)
+
+
+def state(module):
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("options", [{}, {"unrolled": 2}, {"penalty": 10.0}, {"classes": 3}])
+@pytest.mark.parametrize("game", ["minimax", "wasserstein", "f-jeffrey"])
+def test_each_player_moves_its_own_parameters_alone(game, options):
+    model = small(game=game, **options)
+    tells, makes = model.players()
+    batch = Pairs(options.get("classes", 0)).batch(0, 6)
+    for mover, other in ((tells, makes), (makes, tells)):
+        model.players = lambda mover=mover: [mover]
+        moved, kept = state(mover.module), state(other.module)
+        Game(model, "adam", (0.5, 0.9)).turn([batch], **TURN)
+        assert not torch.equal(state(mover.module), moved)
+        assert torch.equal(state(other.module), kept)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_every_game_trains(tmp_path, game):
+    model = small(game=game, steps=2)
+    options = {"steps": 4, "batch_size": 8, "progress": False, "log_every": 1}
+    trained = train(model, Pairs(), out=tmp_path, **options)
+    assert trained.sample(5, seed=0).isfinite().all()
+    lines = (tmp_path / "log.jsonl").read_text()
+    assert '"discriminator/loss"' in lines
+    assert '"generator/grad_norm"' in lines
+    net, _ = load(tmp_path)
+    assert torch.equal(net.sample(5, seed=0), trained.sample(5, seed=0))
+
+
+def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path):
+    options = {"batch_size": 8, "progress": False}
+    whole = train(small(steps=3), Pairs(), out=tmp_path / "a", steps=6, **options)
+    train(small(steps=3), Pairs(), out=tmp_path / "b", steps=2, **options)
+    parts = train(small(steps=3), Pairs(), out=tmp_path / "b", steps=6, **options)
+    assert torch.equal(state(whole), state(parts))
+
+
+def test_an_unrolled_discriminator_changes_what_the_generator_learns():
+    def slope(unrolled):
+        torch.manual_seed(0)
+        model = GAN((2,), 3, (8,), unrolled=unrolled, inner_lr=0.1)
+        _, makes = model.players()
+        torch.manual_seed(1)
+        loss = makes.loss(*Pairs().batch(0, 6))
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, [*model.generator.parameters()])]
+        )
+
+    assert (slope(0) - slope(3)).norm() > 1e-3 * slope(0).norm()
+
+
+def test_samples_follow_the_seed_and_the_labels():
+    model = small(classes=4)
+    label = torch.arange(6) % 4
+    a = model.sample(6, seed=1, label=label)
+    assert torch.equal(a, model.sample(6, seed=1, label=label))
+    assert torch.equal(a[:2], model.sample(2, seed=1, label=label[:2]))
+    assert not torch.equal(a, model.sample(6, seed=2, label=label))
+    assert not torch.equal(a[1:], model.sample(6, seed=1, label=label.roll(1))[1:])
+    z = torch.randn(6, 3)
+    assert torch.equal(model.sample(6, z=z, label=label), model.sample(6, z=z, label=label))
+    assert model.sample(0, label=label[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"game": "chess"}, "game: expected one of minimax"),
+        ({"shape": ()}, "shape, hidden"),
+        ({"hidden": (0,)}, "shape, hidden"),
+        ({"activation": "sine"}, "activation: expected one of"),
+        ({"output": "step"}, "output: expected one of"),
+        ({"steps": 0}, "steps: expected an int >= 1, got 0"),
+        ({"penalty": -1.0}, "penalty: expected >= 0"),
+    ],
+)
+def test_models_refuse_what_they_cannot_be(options, match):
+    with pytest.raises(ValueError, match=match):
+        small(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"n": -1}, "n: expected >= 0"),
+        ({"z": torch.ones(2, 2)}, r"z: expected \(4, 3\), got \(2, 2\)"),
+        ({"label": torch.zeros(4, dtype=torch.int64)}, "none of a model without classes"),
+    ],
+)
+def test_sampling_refuses_what_does_not_fit(options, match):
+    with pytest.raises(ValueError, match=match):
+        small().sample(**{"n": 4} | options)
+    with pytest.raises(ValueError, match="expected 0 to 2, got 0 to 3"):
+        small(classes=3).sample(4, label=torch.arange(4))
+    with pytest.raises(ValueError, match=r"expected labels \(4,\)"):
+        small(classes=3).sample(4)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 64, 64), (2, 10, 10)])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_convolutions_make_the_shape_that_is_asked_for(tmp_path, shape, classes):
+    torch.manual_seed(0)
+    model = DCGAN(shape, latent=5, channels=2, classes=classes)
+    label = torch.arange(4) % 3 if classes else None
+    batch = (torch.rand(4, *shape), label)[: 1 + bool(classes)]
+    source = type("Source", (), {"batch": lambda self, step, size: batch})()
+    options = {"steps": 2, "batch_size": 4, "betas": (0.5, 0.999), "progress": False}
+    trained = train(model, source, out=tmp_path, **options)
+    x = trained.sample(4, seed=0, label=label)
+    assert x.shape == (4, *shape)
+    assert 0 < x.abs().max() <= 1
+    assert torch.equal(load(tmp_path)[0].sample(4, seed=0, label=label), x)
+
+
+@pytest.mark.parametrize("shape", [(1, 28), (1, 28, 32), (1, 27, 27), (1, 7, 7), (1, 18, 18)])
+def test_convolutions_refuse_other_shapes(shape):
+    with pytest.raises(ValueError, match="DCGAN: shape: expected"):
+        DCGAN(shape)
+
+
+def test_modes_are_counted():
+    centres = torch.eye(4)
+    x = torch.cat([centres[0].expand(6, 4), centres[1].expand(2, 4), torch.full((2, 4), 9.0)])
+    found = modes(x, centres, 0.1)
+    assert found.covered == 2
+    assert found.share == 0.8
+    assert found.reverse_kl == pytest.approx(0.75 * math.log(3) + 0.25 * math.log(1), abs=1e-12)
+    even = modes(centres.repeat(5, 1), centres, 0.1)
+    assert even == (4, 1.0, pytest.approx(0))
+    assert modes(x[-2:], centres, 0.1) == (0, 0.0, math.inf)
+    edge = centres[:1] + torch.tensor([0.3, 0, 0, 0])
+    assert modes(edge * 0.999999, centres, 0.1).covered == 1
+    assert modes(edge * 1.01, centres, 0.1).covered == 0
+    with pytest.raises(ValueError, match="some twice"):
+        modes(x, torch.ones(2, 4), 0.1)
+    with pytest.raises(ValueError, match="sd: expected > 0"):
+        modes(x, centres, 0.0)
+    with pytest.raises(ValueError, match="centres"):
+        modes(x, torch.ones(2, 3), 0.1)
+
+
+@pytest.mark.parametrize("verify", [games.verify_gan, games.verify_fgan, games.verify_unrolled])
+def test_games_verify(verify):
+    for check in verify():
+        assert check.ok, check
+
+
+def test_a_wrong_divergence_is_found(monkeypatch):
+    wrong = games.DIVERGENCES["kl"]
+    monkeypatch.setitem(games.DIVERGENCES, "pearson", wrong)
+    assert [c.ok for c in games.verify_fgan()].count(False) == 1
