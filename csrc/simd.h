@@ -257,17 +257,6 @@ template <class T> inline vec<T> twice_atanh(vec<T> r) {
 // log(1 + x) of x in [0, 1].
 template <class T> inline vec<T> log1p(vec<T> x) { return twice_atanh<T>(x / (2 + x)); }
 
-// log(x) of normal, positive x.
-template <class T> inline vec<T> log(vec<T> x) {
-  constexpr auto M = Bits<T>::MANTISSA;
-  const vec<bits<T>> root = (vec<bits<T>>)splat<T>(0.70710678118654752);
-  // x = 2^n m, m in [sqrt(1 / 2), sqrt(2))
-  const vec<bits<T>> n = ((vec<bits<T>>)x - root) >> M;
-  const vec<T> m = (vec<T>)((vec<bits<T>>)x - (n << M));
-  return __builtin_convertvector(n, vec<T>) * T(0.69314718055994531) +
-         twice_atanh<T>((m - 1) / (m + 1));
-}
-
 template <class T> inline vec<T> atan(vec<T> x) {
   constexpr int TERMS = sizeof(T) == 4 ? 9 : 21;
   const vec<T> a = abs<T>(x);
