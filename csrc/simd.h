@@ -156,6 +156,24 @@ template <class T> inline vec<T> expm1(vec<T> x) {
   return e.power * e.q + (e.power - 1);
 }
 
+// log(x) of positive normal numbers, to 2 units in the last place.
+template <class T> inline vec<T> log(vec<T> x) {
+  constexpr bool F = sizeof(T) == 4;
+  constexpr T LN2_HEAD = F ? 0x1.62e4p-1 : 0x1.62e42fefa38p-1; // n LN2_HEAD is exact
+  constexpr T LN2_TAIL = 0x1.62e42fefa39efp-1 - LN2_HEAD;
+  constexpr T LEAST = 0x1.6a09e667f3bcdp-1; // sqrt(1 / 2)
+  constexpr int TERMS = F ? 5 : 11;
+  constexpr auto M = Bits<T>::MANTISSA;
+  const vec<bits<T>> n = ((vec<bits<T>>)x - (vec<bits<T>>)splat(LEAST)) >> M;
+  const vec<T> m = (vec<T>)((vec<bits<T>>)x - (n << M)); // x = 2^n m
+  const vec<T> s = (m - 1) / (m + 1), z = s * s;         // log m = 2 artanh s
+  vec<T> q{};
+#pragma GCC unroll 16
+  for (int k = TERMS; k > 0; --k) q = (q + T(1) / (2 * k + 1)) * z;
+  const vec<T> power = __builtin_convertvector(n, vec<T>);
+  return power * LN2_HEAD + (power * LN2_TAIL + (2 * s * q + 2 * s));
+}
+
 template <class T> inline vec<T> sigmoid(vec<T> x) { return 1 / (1 + exp<T>(-x)); }
 
 template <class T> inline vec<T> abs(vec<T> x) { return x < 0 ? -x : x; }

@@ -1,15 +1,10 @@
 """The kernels: each a function with a reference beside it, usable without the rest of fastgen."""
 
 from ._draw import draw
+from ._masked_stack import MaskedConv, MaskedLayer, PackedStack, pack_stack
 from ._philox import uniforms
 from .masked_conv2d import masked_conv2d, masked_conv2d_ref
-from .masked_stack_sample import (
-    MaskedLayer,
-    PackedStack,
-    masked_stack_sample,
-    masked_stack_sample_ref,
-    pack_stack,
-)
+from .masked_stack_sample import masked_stack_sample, masked_stack_sample_ref
 from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
 from .pixelcnn_sample import (
     PixelLayer,
@@ -31,6 +26,7 @@ from .wavenet_sample import (
 )
 
 __all__ = [
+    "MaskedConv",
     "MaskedLayer",
     "Packed",
     "PackedStack",
