@@ -132,15 +132,18 @@ static constexpr int64_t pixelcnn_layer_rows(int64_t H, int64_t W) {
   void masked_stack_sample(                                                                        \
       int64_t dtype,             /* of real: 0 float32, 1 float64 */                               \
       const void* words,         /* every matrix in panels of real */                              \
-      const void* biases,        /* of each layer, and 16 zeros, real */                           \
-      const int64_t* layers,     /* (L, 7): source, skip, relu, rows up, columns, outputs, B */    \
+      const void* biases,        /* (n or 1, of each layer, and 16 zeros) real */                  \
+      const int64_t* layers,     /* (L, 6): outputs, gate, skip, rows alone, scale, convs */       \
+      const int64_t* convs,      /* (count, 8): source, form, own, step, left, width, up, seen */  \
       const double* uniforms,    /* (n, C, H, W) */                                                \
       const double* temperature, /* (n, C, H, W) */                                                \
       const int64_t* given,      /* (n, C, H, W): -1 where a level is to be drawn */               \
       int64_t* codes,            /* (n, C, H, W), out */                                           \
       void* logits,              /* (n, C, H, W, A) real, out; or null */                          \
       int64_t* failed,           /* (n,): where the logits are not finite, else -1, out */         \
-      int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t A, int64_t threads);          \
+      int64_t n, int64_t H, int64_t W, int64_t C, int64_t L, int64_t count, int64_t bias_count,    \
+      int64_t A, int64_t mixtures, /* of the last layer's logistics, or 0: it has logits */        \
+      int64_t threads);                                                                            \
   /* One layer of a gated PixelCNN, for training: kernels/pixelcnn_layer.py has the math.          \
      Images are (B, H, W, channels) where `last`. */                                               \
   void pixelcnn_layer(int64_t dtype,        /* of every pointer here: 0 float32, 1 float64 */      \

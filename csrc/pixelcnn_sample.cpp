@@ -82,11 +82,12 @@ public:
 
   void run(const Images<T>& s) { draw(*this, s, first, M, O, p); }
 
-  bool look_up(int64_t m, int64_t i) {
-    for (int64_t l = 0; l < z.L; ++l) {
-      if (stopped()) return false;
-      look_up(m, i, l);
-    }
+  bool look_up(int64_t i) {
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t l = 0; l < z.L; ++l) {
+        if (stopped()) return false;
+        look_up(m, i, l);
+      }
     return true;
   }
 

@@ -64,7 +64,7 @@ struct Layout {
 };
 
 // Draw images first ... first + M - 1 by a network. It says
-//   look_up(m, i)          what row i needs of the rows above it, of an image
+//   look_up(i)             what row i needs of the rows above it, of all images
 //   look_left(i, j, c)     color c of a pixel, of all images
 //   head(c)                the logits of what it looked at last: (M, A), O apart
 //   see(m, i, j, c, x)     takes what was drawn, in [-1, 1]
@@ -81,8 +81,7 @@ void draw(Network& net, const Images<T>& s, int64_t first, int64_t M, int64_t O,
   for (int64_t i = 0; i < s.H; ++i) {
     int64_t last = s.W; // where look_left ends: at a row's last pixel to draw
     while (Network::ROWS_APART && last > 0 && !wanted(i, last - 1)) --last;
-    for (int64_t m = 0; m < M; ++m)
-      if (!net.look_up(m, i)) return;
+    if (!net.look_up(i)) return;
     for (int64_t j = 0; j < s.W; ++j) {
       if (stopped()) return;
       const bool any = wanted(i, j);

@@ -16,6 +16,7 @@ from .tractable.fvbn import FVSBN
 from .tractable.made import MADE
 from .tractable.nade import NADE
 from .tractable.pixelcnn import GatedPixelCNN, PixelCNN
+from .tractable.pixelcnnpp import PixelCNNpp
 
 BATCH = 100  # images whose likelihood is found at once
 SHOWN, GIVEN, COMPLETED = 64, 8, 4  # samples; images given by half; completions of each
@@ -76,7 +77,31 @@ class PixelCNNSizes:
         return GatedPixelCNN(**sizes, classes=images.classes if self.labels else 0)
 
 
-SIZES = {"pixelcnn": PixelCNNSizes, "made": MADESizes, "nade": NADESizes, "fvbn": FVBNSizes}
+@dataclass(frozen=True)
+class PixelCNNppSizes:
+    resnets: int = 5  # in each stage and direction
+    channels: int = 160
+    stages: int = 3  # of resolution, each half the one before
+    mixtures: int = 10  # of logistics
+    dropout: float = 0.5
+    labels: bool = False  # condition on the labels of the images
+
+    def build(self, images, levels, seed):
+        C, H, W = images.shape
+        if self.labels and not images.classes:
+            raise ValueError("labels: expected images with labels")
+        sizes = {k: v for k, v in asdict(self).items() if k != "labels"}
+        sizes |= {"levels": levels, "colors": C, "height": H, "width": W}
+        return PixelCNNpp(**sizes, classes=images.classes if self.labels else 0)
+
+
+SIZES = {
+    "pixelcnn": PixelCNNSizes,
+    "pixelcnnpp": PixelCNNppSizes,
+    "made": MADESizes,
+    "nade": NADESizes,
+    "fvbn": FVBNSizes,
+}
 
 
 def binary(name, levels):

@@ -1,6 +1,7 @@
 """The kernels: each a function with a reference beside it, usable without the rest of fastgen."""
 
 from ._draw import draw
+from ._masked_stack import MaskedConv, MaskedLayer, PackedStack, pack_stack
 from ._philox import uniforms
 from .affine_coupling import (
     affine_coupling,
@@ -10,13 +11,7 @@ from .affine_coupling import (
 )
 from .logistic_mixture import logistic_mixture, logistic_mixture_ref
 from .masked_conv2d import masked_conv2d, masked_conv2d_ref
-from .masked_stack_sample import (
-    MaskedLayer,
-    PackedStack,
-    masked_stack_sample,
-    masked_stack_sample_ref,
-    pack_stack,
-)
+from .masked_stack_sample import masked_stack_sample, masked_stack_sample_ref
 from .minibatch_discrimination import minibatch_discrimination, minibatch_discrimination_ref
 from .pixelcnn_layer import pixelcnn_layer, pixelcnn_layer_ref
 from .pixelcnn_sample import (
@@ -39,6 +34,7 @@ from .wavenet_sample import (
 )
 
 __all__ = [
+    "MaskedConv",
     "MaskedLayer",
     "Packed",
     "PackedStack",

@@ -1,5 +1,6 @@
 """Drawing codes from a network's outputs by inversion of uniform numbers."""
 
+import itertools
 import math
 
 import torch
@@ -55,6 +56,53 @@ def draw_mixture(params, u, temperature, classes):
         deviation = temperature * torch.exp(log_scale[rows, component]) * quantile
         x = torch.where(quantile == 0, x, x + deviation)
     return ((x.clamp(-1, 1) + 1) * ((classes - 1) / 2)).round().long()
+
+
+def draw_raster(say, see, levels, uniforms, given, temperature, logits, dtype):
+    """Images in plain torch, a color after a color, of a network that is two functions.
+
+    say(i, j, c, codes) gives logits (n, levels) of a color of a pixel, from codes (n, C, H, W) of
+    those before; see(i, j, c, x) takes what it then is, in [-1, 1]
+    returns: codes, logits (n, C, H, W, levels) or nothing, place of the first NaN or -1 (n,)
+    """
+    n, C, H, W = uniforms.shape
+    codes = given.clamp(min=0)
+    values = torch.empty((n, C, H, W, levels) if logits else (0,), dtype=dtype, device=given.device)
+    failed = given.new_full((n,), -1)
+    for i, j, c in itertools.product(range(H), range(W), range(C)):
+        z, drawn = say(i, j, c, codes), given[:, c, i, j] < 0
+        bad = ~z.isfinite().all(1) & (drawn | logits)
+        if bad.any():
+            failed[bad] = (i * W + j) * C + c
+            break
+        level = draw(z, uniforms[:, c, i, j], temperature[:, c, i, j], levels)
+        codes[:, c, i, j] = torch.where(drawn, level, given[:, c, i, j])
+        if logits:
+            values[:, c, i, j] = z
+        see(i, j, c, codes[:, c, i, j].to(dtype) * (2 / (levels - 1)) - 1)
+    return codes, values, failed
+
+
+def drawing(name, uniforms, given, temperature, colors, levels, device="cpu"):
+    """Uniforms, given levels and temperatures as a kernel takes them; raises as `check_drawing`."""
+    given = torch.full(uniforms.shape, -1) if given is None else given
+    temperature = torch.as_tensor(temperature, dtype=torch.float64)
+    check_drawing(name, uniforms, given, temperature, colors, levels)
+    u, given, temperature = (v.to(device) for v in (uniforms, given, temperature))
+    return u.double(), given, temperature.expand(u.shape)
+
+
+def outputs(words, given, levels, logits):
+    """What a kernel writes: codes, logits (n, C, H, W, levels) or nothing, failed (n,)."""
+    values = words.new_empty((*given.shape, levels) if logits else (0,))
+    return given.new_empty(given.shape), values, given.new_full((len(given),), -1)
+
+
+def finished(name, codes, values, failed, device, logits):
+    """Levels (n, C, H, W), and logits (n, levels, C, H, W) if wanted; raises as `raise_failed`."""
+    raise_failed(name, failed, codes.shape)
+    codes = codes.to(device)
+    return (codes, values.to(device).movedim(-1, 1)) if logits else codes
 
 
 def check_drawing(name, uniforms, given, temperature, colors, levels):

@@ -34,6 +34,7 @@ HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF)
 MOST = 60.0  # of a log-scale
 COLORS, CLASSES = 16, 2**31
+SAMPLED = -7.0  # the floor of log-scales that images are sampled with
 
 
 def logistic_mixture(
@@ -213,3 +214,22 @@ def log1m_exp(x):
     near = torch.log(-torch.expm1(-torch.where(small, x, 1.0)))
     far = torch.log1p(-torch.exp(-torch.where(small, 1.0, x)))
     return torch.where(small, near, far)
+
+
+def color_logits(params, codes, c, levels):
+    """The log-probability of each level of color c together with the colors before.
+
+    params: (n, channels)    codes: (n, C)    returns: (n, levels), NaN where params are not finite
+    """
+    C = codes.shape[1]
+    params = params.unflatten(1, (rows(C), -1))  # (n, 1 + 2C + ..., M)
+    logits, mean, log_scale, k = params.split([1, C, C, C * (C - 1) // 2], dim=1)
+    x, every = value(codes, levels, params.dtype), torch.arange(levels)[:, None]
+    joint = F.log_softmax(logits[:, 0], dim=1)[:, None]  # (n, 1, M), then (n, levels, M)
+    for e in range(c + 1):
+        seen = k[:, e * (e - 1) // 2 : e * (e + 1) // 2].tanh() * x[:, :e, None]
+        own, scale = mean[:, e] + seen.sum(1), log_scale[:, e].clamp(min=SAMPLED)
+        at = every if e == c else codes[:, e, None, None]
+        joint = joint + log_mass(own[:, None], scale[:, None], at, levels)
+    finite = params.isfinite().all(2).all(1)
+    return torch.logsumexp(joint, dim=2).masked_fill(~finite[:, None], torch.nan)

@@ -13,13 +13,12 @@ that h gets of it. What is left for each pixel is a product of h at it and k // 
 left, and the residual's: each weight of the horizontal stack once, which is the floor of one image.
 """
 
-import itertools
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ._draw import check_drawing, draw, raise_failed
+from ._draw import draw_raster, drawing, finished, outputs
 from ._op import (
     launch,
     native,
@@ -172,29 +171,28 @@ def pixelcnn_sample(
     """
     packed = weights if isinstance(weights, PixelPacked) else pack_pixels(weights, dtype)
     w, threads, device = packed.weights, thread_count(threads), uniforms.device
-    given = torch.full(uniforms.shape, -1) if given is None else given
+    levels = w.out.shape[0] // w.colors
+    u, given, temperature = drawing(
+        "pixelcnn_sample", uniforms, given, temperature, w.colors, levels, w.out.device
+    )
     cond = w.out.new_zeros(1, len(w.layers), 4 * w.hidden.shape[1]) if cond is None else cond
-    temperature = torch.as_tensor(temperature, dtype=torch.float64)
-    check(w, uniforms, given, cond, temperature)
-    u, given, cond, temperature = (v.to(w.out.device) for v in (uniforms, given, cond, temperature))
-    u, cond, temperature = u.double(), cond.to(w.out.dtype), temperature.expand(u.shape)
+    check_cond(w, len(u), cond)
+    cond = cond.to(w.out)
     if packed.places is not None:
         from ._pixelcnn_sample_triton import pixelcnn_sample_triton
 
         inputs = (u, given, cond, temperature, logits)
-        codes, values, failed = pixelcnn_sample_triton(packed, *inputs)
+        found = pixelcnn_sample_triton(packed, *inputs)
     elif native is None:
         warn_reference("pixelcnn_sample")
-        codes, values, failed = pixelcnn_sample_ref(w, u, given, cond, temperature, logits)
+        found = pixelcnn_sample_ref(w, u, given, cond, temperature, logits)
     else:
         kernels = [y.v_weight.shape[3] for y in w.layers]
-        codes, values, failed = _pixelcnn_sample(
+        found = _pixelcnn_sample(
             *(packed.words, packed.biases, start_of_gates(w, cond), kernels),
             *(*w.hidden.shape, w.colors, u, given, temperature, logits, threads),
         )
-    raise_failed("pixelcnn_sample", failed, u.shape)
-    codes = codes.to(device)
-    return (codes, values.to(device).movedim(-1, 1)) if logits else codes
+    return finished("pixelcnn_sample", *found, device, logits)
 
 
 def start_of_gates(w, cond):
@@ -225,9 +223,7 @@ def _pixelcnn_sample(
     n, _, H, W = given.shape
     L = len(kernels)
     A = (biases.shape[0] - LANES - L * P - S) // C
-    codes = given.new_empty(given.shape)
-    values = words.new_empty((n, C, H, W, A) if logits else (0,))
-    failed = given.new_full((n,), -1)
+    codes, values, failed = outputs(words, given, A, logits)
     launch(
         native.pixelcnn_sample,
         *(int(words.dtype == torch.float64), words, biases, bases, torch.tensor(kernels)),
@@ -250,26 +246,19 @@ def pixelcnn_sample_ref(w, uniforms, given, cond, temperature, logits):
         w.out.new_zeros(n, y.v_weight.shape[1], r + H, W + 2 * r)
         for y, r in zip(w.layers, radii, strict=True)
     ]
-    codes, values = given.clamp(min=0), w.out.new_empty((n, C, H, W, A) if logits else (0,))
-    failed = given.new_full((n,), -1)
-    for i, j, c in itertools.product(range(H), range(W), range(C)):
+    bases, rows = [], []  # of the row: what gates start from; what layers see: zeros, then h
+
+    def say(i, j, c, _):
         if j == c == 0:
-            bases = look_up_ref(w, maps, cond, i)
-            # what the layers of the horizontal stack see: zeros, then the row
-            rows = [w.out.new_zeros(n, m.shape[1], r + W) for m, r in zip(maps, radii, strict=True)]
-        z = look_left_ref(w, rows, [base[..., j] for base in bases], j)[:, c * A : (c + 1) * A]
-        drawn = given[:, c, i, j] < 0
-        bad = ~z.isfinite().all(1) & (drawn | logits)
-        if bad.any():
-            failed[bad] = (i * W + j) * C + c
-            break
-        level = draw(z, uniforms[:, c, i, j], temperature[:, c, i, j], A)
-        codes[:, c, i, j] = torch.where(drawn, level, given[:, c, i, j])
-        if logits:
-            values[:, c, i, j] = z
-        x = codes[:, c, i, j].to(z.dtype) * (2 / (A - 1)) - 1
+            bases[:] = look_up_ref(w, maps, cond, i)
+            both = zip(maps, radii, strict=True)
+            rows[:] = [w.out.new_zeros(n, m.shape[1], r + W) for m, r in both]
+        return look_left_ref(w, rows, [base[..., j] for base in bases], j)[:, c * A : (c + 1) * A]
+
+    def see(i, j, c, x):
         rows[0][:, c, radii[0] + j] = maps[0][:, c, radii[0] + i, radii[0] + j] = x
-    return codes, values, failed
+
+    return draw_raster(say, see, A, uniforms, given, temperature, logits, w.out.dtype)
 
 
 def look_up_ref(w, maps, cond, i):
@@ -351,12 +340,10 @@ def check_finite(w):
         expect(tensor.isfinite().all(), name, "finite values", "NaN or Inf")
 
 
-def check(w, uniforms, given, cond, temperature):
-    """Raise ValueError or TypeError for arguments that do not fit `w` or each other."""
+def check_cond(w, n, cond):
+    """Raise ValueError for conditions that do not fit `w` and n images."""
     L, P = len(w.layers), w.hidden.shape[1]
-    levels = w.out.shape[0] // w.colors
-    check_drawing("pixelcnn_sample", uniforms, given, temperature, w.colors, levels)
-    shapes = ((1, L, 4 * P), (len(uniforms), L, 4 * P))
+    shapes = ((1, L, 4 * P), (n, L, 4 * P))
     expect(cond.shape in shapes, "cond", shapes[1], tuple(cond.shape))
     expect(not cond.is_meta, "cond", "values", "a meta tensor")
     expect(cond.isfinite().all(), "cond", "finite values", "NaN or Inf")

@@ -624,13 +624,9 @@ def masked_stack_sample(
     relu=(False, True, True, True),
     A=5,
     C=1,
-    n=2,
-    H=4,
-    W=5,
-    given=0.0,
-    temperature=1.0,
+    **sizes,
 ):
-    """Layers, uniforms and options of `masked_stack_sample`, float64.
+    """Layers, uniforms and options of `masked_stack_sample`, float64, of a conv each.
 
     `stack` has of each layer mask, source, KH, KW and channels of a color, 0 meaning A levels. What
     a mask shuts out is NaN.
@@ -639,17 +635,22 @@ def masked_stack_sample(
     layers, widths = [], [C]
     for (mask, source, KH, KW, own), skip, positive in zip(stack, skips, relu, strict=True):
         I, O = widths[source], C * (own or A)
-        weight = torch.randn(O, I, KH, KW, generator=generator, dtype=torch.float64)
+        weight = torch.randn(O, I, KH // 2 + 1, KW, generator=generator, dtype=torch.float64)
         seen = I * (KW * (KH // 2) + KW // 2 + 1)
         weight *= (1.5 if own else 3) * seen**-0.5
-        weight[:, :, KH // 2 + 1 :] = NAN
         weight[:, :, KH // 2, KW // 2 + 1 :] = NAN
         row, column = (torch.arange(size) // (size // C) for size in (O, I))
         shut = column > row[:, None] if mask == "B" else column >= row[:, None]
         weight[:, :, KH // 2, KW // 2][shut] = NAN
         bias = 0.3 * torch.randn(O, generator=generator, dtype=torch.float64)
-        layers.append(kernels.MaskedLayer(weight, bias, mask, source, positive, skip))
+        conv = kernels.MaskedConv(weight, source, mask, "relu" if positive else "none")
+        layers.append(kernels.MaskedLayer([conv], bias, skip=skip))
         widths.append(O)
+    return layers, *images_to_draw(generator, A, C, **sizes)
+
+
+def images_to_draw(generator, A, C, n=2, H=4, W=5, given=0.0, temperature=1.0):
+    """Uniforms, and options of `masked_stack_sample`, `given` the share of levels that is given."""
     shape = (n, C, H, W)
     levels = torch.randint(A, shape, generator=generator)
     drawn = torch.rand(shape, generator=generator) >= given
@@ -660,7 +661,57 @@ def masked_stack_sample(
         if temperature is None
         else temperature,
     }
-    return layers, torch.rand(shape, generator=generator, dtype=torch.float64), options
+    return torch.rand(shape, generator=generator, dtype=torch.float64), options
+
+
+def strided_stack_sample(channels=6, stages=2, mixtures=3, A=5, C=1, cond=False, **sizes):
+    """Layers, uniforms and options of `masked_stack_sample`, float64: two streams and a mixture.
+
+    In each of `stages` resolutions a layer that sees rows above alone and one that sees the pixels
+    to the left too, then back up with skips: a small PixelCNN++. What a mask shuts out is NaN.
+    """
+    generator, layers = torch.Generator().manual_seed(0), []
+
+    def conv(O, I, KH, KW, source, mask, act="concat_elu", left=1, scale="same"):
+        I = I if act == "none" else 2 * I
+        weight = torch.randn(O, I, KH, KW, generator=generator, dtype=torch.float64)
+        weight *= 1.5 * (I * KH * KW) ** -0.5
+        if mask == "V":
+            weight[:, :, -1] = NAN
+        if mask in ("A", "B") and scale != "up":
+            weight[:, :, -1, left + (mask == "B") :] = NAN
+        return kernels.MaskedConv(weight, source, mask, act, left, scale)
+
+    def add(*convs, gate=False, skip=-1):
+        O = len(convs[0].weight)
+        bias = 0.3 * torch.randn(O, generator=generator, dtype=torch.float64)
+        layers.append(kernels.MaskedLayer([*convs], bias, gate, skip))
+        return len(layers)
+
+    F, image = channels, ("none", 1)
+    u = add(conv(F, C + 1, 3, 3, 0, "V", *image))
+    v = add(conv(F, C + 1, 2, 3, 0, "V", *image), conv(F, C + 1, 2, 1, 0, "A", *image))
+    seen = []
+    for stage in range(stages):
+        if stage:
+            u = add(conv(F, F, 2, 3, u, None, *image, "down"))
+            v = add(conv(F, F, 2, 2, v, "B", *image, "down"))
+        u = add(conv(2 * F, F, 2, 3, u, None), gate=True, skip=u)
+        sees = conv(2 * F, F, 2, 2, v, "B"), conv(2 * F, F, 1, 1, u, None, "concat_elu", 0)
+        v = add(*sees, gate=True, skip=v)
+        seen.append((u, v))
+    for side_u, side_v in seen[-2::-1]:
+        u = add(conv(F, F, 4, 2, u, None, "none", 0, "up"), skip=side_u)
+        v = add(conv(F, F, 4, 1, v, "B", "none", 0, "up"), conv(F, F, 1, 1, u, None, left=0))
+        v = add(conv(F, F, 2, 2, v, "B"), skip=side_v)
+    O = mixtures * (1 + 2 * C + C * (C - 1) // 2)
+    add(conv(O, F, 1, 1, v, "B", left=0))
+    layers[-1].convs[0].weight.mul_(0.2)  # else logistics are so sharp that float32 cannot say them
+    u, options = images_to_draw(generator, A, C, **sizes)
+    if cond:
+        outputs = sum(len(y.bias) for y in layers)
+        options["cond"] = torch.randn(len(u), outputs, generator=generator, dtype=torch.float64)
+    return layers, u, {**options, "levels": A}
 
 
 def pixelcnn_sample_holds(args, options, device):
@@ -726,4 +777,27 @@ MASKED_STACK_SAMPLE = {
     "colors": {"C": 3},
     "colors with everything": {"C": 3, "given": 0.4, "temperature": None, "n": 9, "A": 37},
     "two colors": {"C": 2},
+}
+STRIDED_STACK_SAMPLE = {
+    "plain": {},
+    "one stage": {"stages": 1},
+    "no images": {"n": 0, "cond": True},
+    "no rows": {"H": 0},
+    "no columns": {"W": 0},
+    "ones": {"channels": 1, "mixtures": 1, "A": 2, "n": 1, "H": 1, "W": 1},
+    "one row": {"stages": 3, "H": 1, "W": 17},
+    "one column": {"stages": 3, "H": 17, "W": 1},
+    "an even size": {"stages": 3, "H": 8, "W": 8},
+    "four stages, an odd size": {"stages": 4, "H": 11, "W": 9},
+    "a group and one": {"n": 9, "cond": True},
+    "a panel and one": {"channels": 65, "mixtures": 17, "A": 65, "C": 3, "H": 3},
+    "whole panels": {"channels": 64, "mixtures": 16, "A": 256, "H": 3},
+    "given pixels": {"given": 0.5, "n": 9, "C": 3},
+    "nothing to draw": {"given": 1.1},
+    "the likeliest": {"temperature": 0.0, "C": 3},
+    "two colors": {"C": 2},
+    "everything": {
+        **{"C": 3, "given": 0.4, "temperature": None, "n": 9, "A": 37, "cond": True},
+        **{"stages": 3, "H": 7, "W": 6},
+    },
 }

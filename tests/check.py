@@ -8,7 +8,10 @@ import time
 import pytest
 import torch
 
+from fastgen.kernels import draw
 from fastgen.kernels._op import native
+
+LAST = 1 - 2**-53  # the largest uniform number
 
 # of the largest value of a tensor
 TOLERANCE = {
@@ -134,3 +137,34 @@ def lets_others_run(call):
     quarter = (end - start) / 4
     assert len([t for t in ticks if start + quarter < t < end - quarter]) > 5
     return result
+
+
+def near(codes, logits, u, temperature):
+    """Where a code is what u draws from float64 logits, or u within 1e-5 would.
+
+    codes, u: (n, C, H, W)    logits: (n, A, C, H, W)
+    """
+    z = logits.movedim(1, -1).flatten(0, 3)
+    t = torch.as_tensor(temperature, dtype=torch.float64).expand(u.shape).flatten()
+    low, high = (
+        draw(z, (u.flatten() + e).clamp(0, LAST), t, z.shape[1]).view(u.shape)
+        for e in (-1e-5, 1e-5)
+    )
+    return (low <= codes) & (codes <= high)
+
+
+def same(got, want):
+    """Hold levels and logits to be equal, bit for bit."""
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+
+
+def changed(x, value):
+    """x with another last number."""
+    x = x.clone()
+    x.view(-1)[-1] = value
+    return x
+
+
+def meta(x):
+    return x.to("meta")

@@ -144,6 +144,26 @@ def test_a_pixelcnn_of_labels(data, tmp_path, capsys, fails):
     assert "labels: expected a gated PixelCNN" in fails(*argv, "--labels", "--plain")
 
 
+@pytest.mark.parametrize("labels", [[], ["--labels"]])
+def test_a_pixelcnnpp(labels, data, tmp_path, capsys):
+    run, out = str(tmp_path / "run"), str(tmp_path / "a.png")
+    argv = ["train", "pixelcnnpp", "--data", data, "--out", run, "--resnets", "1", "--channels"]
+    argv += ["5", "--stages", "2", "--mixtures", "2", "--levels", "4", "--batch-size", "8"]
+    assert cli.main([*argv, *labels, "--steps", "2"]) == 0
+    assert (tmp_path / "run" / "completions.png").exists()
+    assert cli.main(["eval", run]) == 0
+    net, _, form = cli.load(run, "cpu")
+    test = Images(data, "test")
+    nats = -net.log_prob(form.encode(test.x), test.labels if labels else None).mean().item()
+    assert f"{nats:.4f} nats" in capsys.readouterr().out
+    assert cli.main(["sample", run, "--n", "4", "--out", out, "--seed", "3"]) == 0
+    label = torch.tensor([0, 1, 0, 1]) if labels else None
+    want = net.sample(4, seed=3, label=label)
+    write_png(tmp_path / "want.png", grid(form.decode(want)))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "want.png").read_bytes()
+    assert "cached" in capsys.readouterr().out
+
+
 def test_sample_is_a_function_of_the_seed(tmp_path):
     model = saved(tmp_path / "m.safetensors", NADE((1, 5, 4), 3))
     files = [tmp_path / f"{name}.png" for name in "abc"]

@@ -6,7 +6,7 @@ from unittest import mock
 import cases
 import pytest
 import torch
-from check import close, ends_on_ctrl_c, lets_others_run
+from check import changed, close, ends_on_ctrl_c, lets_others_run, meta, near, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from fastgen.kernels._op import native
 module = sys.modules["fastgen.kernels.pixelcnn_sample"]
 DTYPES = ("float32", "float64")
 ISAS = native.isas()
-LAST = 1 - 2**-53  # the largest uniform number
 NAN = float("nan")
 # odd everywhere
 ODD = {"L": 4, "P": 21, "S": 15, "A": 37, "C": 3, "given": 0.3, "cond": True, "temperature": None}
@@ -27,23 +26,6 @@ def reference(*args, **options):
     with mock.patch.object(module, "native", None), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return pixelcnn_sample(*args, **options)
-
-
-def near(codes, logits, u, temperature):
-    """Where a code is what u draws from float64 logits, or u within 1e-5 would."""
-    z = logits.movedim(1, -1).flatten(0, 3)
-    t = torch.as_tensor(temperature, dtype=torch.float64).expand(u.shape).flatten()
-    low, high = (
-        draw(z, (u.flatten() + e).clamp(0, LAST), t, z.shape[1]).view(u.shape)
-        for e in (-1e-5, 1e-5)
-    )
-    return (low <= codes) & (codes <= high)
-
-
-def same(got, want):
-    """Hold levels and logits to be equal, bit for bit."""
-    assert torch.equal(got[0], want[0])
-    assert torch.equal(got[1], want[1])
 
 
 def fixed(logits):
@@ -254,16 +236,6 @@ def test_uniforms_of_other_dtypes():
 
 
 GOOD = {"n": 3, "C": 3, "cond": True, "given": 0.5, "temperature": None}
-
-
-def changed(x, value):
-    x = x.clone()
-    x.view(-1)[-1] = value
-    return x
-
-
-def meta(x):
-    return x.to("meta")
 
 
 BAD = [

@@ -1,12 +1,13 @@
 import itertools
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastgen import PixelCNNpp, checkpoint, weights
+from fastgen import PixelCNNpp, checkpoint, kernels, weights
 from fastgen.images import prepare
 from fastgen.tractable import mixture
 from fastgen.train import train
@@ -152,24 +153,40 @@ def test_samples_have_their_probabilities():
     assert statistic < df + 4.5 * math.sqrt(2 * df)
 
 
-@pytest.mark.parametrize("size", [None, (40, 2), (3, 3)])
-def test_jacobi_is_naive(model, size):
-    n = 2
+@pytest.mark.parametrize("size", [None, (40, 2), (3, 3), (8, 8), (1, 1)])
+def test_cached_is_jacobi_is_naive(model, size):
+    n, model = 2, model.float()
     more = {"seed": 1, "dtype": "float64", "size": size, **conditions(model, n)}
-    prefix = images(model, n, *((2, size[1]) if size else (2, None)))
+    more["temperature"] = torch.linspace(0, 2, (size or (4, 5))[1]) if size else 1.0
+    prefix = images(model, n, *((1, size[1]) if size else (2, None)))
     more["prefix"] = prefix.masked_fill(prefix == 3, -1)
     naive = model.sample(n, method="naive", **more)
-    assert torch.equal(model.sample(n, method="jacobi", **more), naive)
-    with pytest.raises(ValueError, match="PixelCNNpp has no cached sampler"):
-        model.sample(n, **more)
+    for method in ("cached", "jacobi"):
+        assert torch.equal(model.sample(n, method=method, **more), naive)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (8, 8), (1, 1)])
+@torch.no_grad()
+def test_the_sampler_says_what_forward_says(model, size):
+    x, more = images(model, 3, *size), conditions(model, 3)
+    given = {"uniforms": torch.zeros(x.shape), "prefix": x, "size": size, **more}
+    want, sampler = model(x, **more), kernels.masked_stack_sample
+    for dtype, error in (("float64", 1e-12), ("float32", 1e-4)):
+        with mock.patch.object(kernels, "masked_stack_sample", side_effect=InterruptedError) as op:
+            with pytest.raises(InterruptedError):
+                model.sample(3, **given, dtype=dtype)
+        _, logits = sampler(*op.call_args.args, **op.call_args.kwargs, logits=True)
+        assert (logits - want).abs().max() < error * want.abs().max()
 
 
 def test_dropout_does_not_touch_samples():
     model = small(dropout=0.5).train()
     x = images(model, 3)
     assert not torch.equal(model.log_prob(x), model.log_prob(x))
-    more = {"seed": 0, "method": "jacobi", "dtype": "float64"}
-    assert torch.equal(model.sample(3, **more), model.sample(3, **more))
+    for method in ("cached", "jacobi"):
+        more = {"seed": 0, "method": method, "dtype": "float64"}
+        assert torch.equal(model.sample(3, **more), model.eval().sample(3, **more))
+        assert torch.equal(model.train().sample(3, **more), model.sample(3, **more))
     assert model.training
 
 

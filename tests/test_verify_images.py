@@ -10,6 +10,7 @@ from fastgen.tractable.binary import Binary
 from fastgen.tractable.fvbn import FVSBN
 from fastgen.tractable.made import MADE
 from fastgen.tractable.nade import NADE
+from fastgen.tractable.pixelcnnpp import PixelCNNpp
 from fastgen.verify import images as verify
 
 
@@ -84,6 +85,18 @@ def test_a_cached_sampler_that_lags_is_found(monkeypatch):
 
     monkeypatch.setattr(NADE, "steps", stale)
     assert {FREQUENCIES, SAME} <= {*failing("nade")}
+
+
+def test_a_strided_sampler_without_a_skip_is_found(monkeypatch):
+    weights = PixelCNNpp.stack
+
+    def cut(self):
+        *found, (layer, resnet), head = weights(self)
+        return [*found, (layer._replace(skip=-1), resnet), head]
+
+    monkeypatch.setattr(PixelCNNpp, "stack", cut)
+    found = verify.verify("pixelcnnpp")
+    assert [i for i, check in enumerate(found) if not check.ok] == [FREQUENCIES, SAME]
 
 
 def test_the_bits_of_exact_models_do_not_depend_on_the_rows():

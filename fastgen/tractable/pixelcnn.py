@@ -194,12 +194,13 @@ class PixelCNN(Raster):
 
     def weights(self):
         """The parameters as `kernels.masked_stack_sample` takes them."""
-        found = [kernels.MaskedLayer(self.first.weight, self.first.bias, "A", 0, relu=False)]
-        convs = [(y[name], name) for y in self.layers for name in ("down", "conv", "up")]
-        for y, name in (*convs, (self.hidden, "hidden"), (self.out, "out")):
-            source = len(found)
-            skip = source - 2 if name == "up" else -1
-            found.append(kernels.MaskedLayer(y.weight, y.bias, "B", source, skip=skip))
+        found, convs = [], [y[name] for y in self.layers for name in ("down", "conv", "up")]
+        for source, y in enumerate((self.first, *convs, self.hidden, self.out)):
+            live = y.weight[:, :, : y.weight.shape[2] // 2 + 1]
+            mask, act = ("B", "relu") if source else ("A", "none")
+            up = source % 3 == 0 and 0 < source <= len(convs)
+            conv = kernels.MaskedConv(live, source, mask, act)
+            found.append(kernels.MaskedLayer([conv], y.bias, skip=source - 2 if up else -1))
         return found
 
     def sample_cached(self, uniforms, given, temperature, label, cond, dtype, threads):

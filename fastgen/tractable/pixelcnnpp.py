@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from .. import kernels
 from . import mixture
 from .pixelcnn import check_sizes
-from .raster import Raster
+from .raster import Raster, working_copy
 
 FLOOR = -7.0  # of log-scales
 
@@ -40,6 +40,23 @@ class Shifted(nn.Module):
             return self.conv(x)[:, :, : 2 * H, right : right + 2 * W]
         return self.conv(F.pad(x, (kw - 1 - right, right, kh - 1, 0)))
 
+    def seen(self, source, mask, act="none"):
+        """It as `kernels.masked_stack_sample` takes it; of mask "V" a row lower."""
+        kw, weight = self.kernel[1], self.conv.weight
+        if source == 0:  # the bias is a weight of the ones
+            weight = weight.clone()
+            weight[:, -1, -1, kw // 2] += self.conv.bias
+        if not self.up:
+            scale = "same" if self.conv.stride[0] == 1 else "down"
+            weight = F.pad(weight, (0, 0, 0, 1)) if mask == "V" else weight
+            return kernels.MaskedConv(weight, source, mask, act, left=kw // 2, scale=scale)
+        w = weight.transpose(0, 1)  # (O, I, 2, kw)
+        if kw == 3:  # an even column sees one, an odd one the same and the next
+            even = torch.stack([w[..., 1], torch.zeros_like(w[..., 1])], -1)
+            w = torch.stack([even, w[..., [2, 0]]], 3)  # (O, I, 2, 2, KW)
+        weight = w.reshape(*w.shape[:2], 4, -1)
+        return kernels.MaskedConv(weight, source, mask, act, left=0, scale="up")
+
 
 class GatedResnet(nn.Module):
     """x + a sigmoid(b), with a, b = conv(concat_elu(y)) of y that both x and `side` make."""
@@ -55,16 +72,19 @@ class GatedResnet(nn.Module):
         if classes:
             nn.init.normal_(self.label.weight, std=0.1)
 
+    def conditions(self, label, cond):
+        """What the conditions add to the gate: (B, 2 channels)."""
+        found = [] if label is None else [self.label(label)]
+        return sum(found if cond is None else [*found, self.cond(cond)])
+
     def forward(self, x, side, label, cond):
         """x: (B, channels, H, W)    side: (B, side, H, W) or None    returns: as x"""
         y = self.first(concat_elu(x))
         if side is not None:
             y = y + self.nin(concat_elu(side))
         y = self.second(self.dropout(concat_elu(y)))
-        if label is not None:
-            y = y + self.label(label)[..., None, None]
-        if cond is not None:
-            y = y + self.cond(cond)[..., None, None]
+        if label is not None or cond is not None:
+            y = y + self.conditions(label, cond)[..., None, None]
         a, b = y.chunk(2, dim=1)
         return x + a * torch.sigmoid(b)
 
@@ -191,8 +211,8 @@ class PixelCNNpp(Raster):
         returns: (B, M (1 + 2C + C (C - 1) / 2), H, W), as `kernels.logistic_mixture` takes it
         """
         H, W = x.shape[2:]
+        x = F.pad(x, (0, -W % self.stride, 0, -H % self.stride))  # seen from below, to the left
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        x = F.pad(x, (0, -W % self.stride, 0, -H % self.stride))  # never seen from above or left
         u = shift_down(self.first_u(x))
         ul = shift_down(self.first_above(x)) + F.pad(self.first_left(x), (1, 0))[..., :-1]
         seen = [(u, ul)]
@@ -260,8 +280,86 @@ class PixelCNNpp(Raster):
         log_p = kernels.logistic_mixture(out, x, self.config["levels"], floor=FLOOR)
         return log_p.sum((1, 2))
 
-    def sample_cached(self, *inputs):
-        raise ValueError("PixelCNNpp has no cached sampler: use method 'jacobi' or 'naive'")
+    def weights(self):
+        """The parameters as `kernels.masked_stack_sample` takes them."""
+        return [layer for layer, _ in self.stack()]
+
+    def stack(self):
+        """Layers of `kernels.masked_stack_sample`, each with the resnet whose gate it is, or None.
+
+        In the order of `params`: a number is of the map that a layer makes.
+        """
+        found = []
+
+        def add(bias, *convs, resnet=None, skip=-1):
+            layer = kernels.MaskedLayer([*convs], bias, resnet is not None, skip)
+            found.append((layer, resnet))
+            return len(found)
+
+        def resnet(f, mask, x, *sides):
+            convs = [f.first.seen(x, mask, "concat_elu")]
+            if sides:  # concat_elu has the sides, then their negatives
+                pairs = f.nin.weight.unflatten(1, (2, len(sides), -1)).unbind(2)
+                weights = [w.flatten(1, 2) for w in pairs]
+                masks = (None, "B")  # u, then ul
+                convs += map(kernels.MaskedConv, weights, sides, masks, ["concat_elu"] * len(sides))
+            bias = f.first.conv.bias + (f.nin.bias if sides else 0)
+            y = add(bias, *convs)
+            return add(f.second.conv.bias, f.second.seen(y, mask, "concat_elu"), resnet=f, skip=x)
+
+        def change(stage, *maps):
+            pairs = zip(stage.change, maps, (None, "B"), strict=True)
+            return tuple(add(f.conv.bias, f.seen(y, mask)) for f, y, mask in pairs)
+
+        # a row lower or a pixel to the right, where biases too come from within the image
+        none = torch.zeros_like(self.first_u.conv.bias)
+        above, left = self.first_above.seen(0, "V"), self.first_left.seen(0, "A")
+        u = add(none, self.first_u.seen(0, "V"))
+        ul = add(none, above, left._replace(left=1))
+        seen = [(u, ul)]
+        for stage in self.down:
+            for to_u, to_ul in zip(stage.u, stage.ul, strict=True):
+                u = resnet(to_u, None, u)
+                ul = resnet(to_ul, "B", ul, u)
+                seen.append((u, ul))
+            if stage.change:
+                u, ul = change(stage, u, ul)
+                seen.append((u, ul))
+        u, ul = seen.pop()
+        for stage in self.up:
+            for to_u, to_ul in zip(stage.u, stage.ul, strict=True):
+                side_u, side_ul = seen.pop()
+                u = resnet(to_u, None, u, side_u)
+                ul = resnet(to_ul, "B", ul, u, side_ul)
+            if stage.change:
+                u, ul = change(stage, u, ul)
+        # of concat_elu, elu is the first half
+        weight = torch.cat([self.out.weight, torch.zeros_like(self.out.weight)], 1)
+        add(self.out.bias, kernels.MaskedConv(weight, ul, "B", "concat_elu"))
+        return found
+
+    def sample_cached(self, uniforms, given, temperature, label, cond, dtype, threads):
+        """`sample` by `kernels.masked_stack_sample`."""
+        model, added = working_copy(self, dtype), None  # so that sums of biases are in dtype
+        stack = model.stack()
+        if label is not None or cond is not None:
+            cond = None if cond is None else cond.to(model.out.weight.dtype)
+            zeros = model.out.weight.new_zeros(len(uniforms), 1)
+            added = [
+                zeros.expand(-1, len(y.bias)) if f is None else f.conditions(label, cond)
+                for y, f in stack
+            ]
+        return kernels.masked_stack_sample(
+            [layer for layer, _ in stack],
+            uniforms,
+            colors=self.config["colors"],
+            levels=self.config["levels"],
+            given=given,
+            cond=added and torch.cat(added, 1),
+            temperature=temperature,
+            dtype=dtype,
+            threads=threads,
+        )
 
 
 def convolutions(model):

@@ -14,6 +14,7 @@ from ..tractable.fvbn import FVSBN
 from ..tractable.made import MADE
 from ..tractable.nade import NADE
 from ..tractable.pixelcnn import GatedPixelCNN
+from ..tractable.pixelcnnpp import PixelCNNpp
 from . import Check, run
 
 RARE = 10
@@ -37,6 +38,10 @@ MODELS = {  # name: what makes it, and its samplers
     ),
     "pixelcnn": (
         [partial(GatedPixelCNN, 3, 12, 10, 3, levels=2, height=3, width=3)],
+        ("cached", "naive", "jacobi"),
+    ),
+    "pixelcnnpp": (
+        [partial(PixelCNNpp, 1, 6, 2, 3, levels=2, colors=1, height=3, width=3)],
         ("cached", "naive", "jacobi"),
     ),
 }
@@ -125,11 +130,14 @@ def small(make):
 def exact(make):
     """A model whose sums are not rounded, so that their order, which is the BLAS's, is no matter.
 
-    Its weights are a few eighths; the hidden units of NADE are 0 or 1.
+    Its weights are a few eighths, of PixelCNN++ a quarter of that, so that no logistic says 0 or 1;
+    the hidden units of NADE are 0 or 1.
     """
     model = make()
     for p in model.parameters():
         p.copy_(torch.randint(1, 9, p.shape) * (2 * torch.randint(2, p.shape) - 1) / 8)
+        if isinstance(model, PixelCNNpp):
+            p.div_(4)
     if isinstance(model, NADE):
         model.W *= 2048
         model.c.mul_(2048).add_(128)
