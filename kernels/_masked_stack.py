@@ -96,7 +96,7 @@ def pack_stack(layers, colors=1, dtype="float32", levels=None):
         shapes=shapes,
         colors=colors,
         levels=levels or O // colors,
-        mixtures=O // 1 * rows(colors) if levels else 0,
+        mixtures=O // rows(colors) if levels else 0,
         words=torch.cat([panels(m)[0] for m in matrices]),
         biases=torch.cat([y.bias for y in kept]),
         sizes=[int(v) for v in sizes + tables],
@@ -179,7 +179,7 @@ def check_stack(layers, colors, levels):
         shapes.append(check_layer(y, f"layers[{l}]", shapes, groups))
     O, scale, _ = shapes[-1]
     expect(scale == 1, "layers", "the image's resolution at last", f"1 / {scale}")
-    each = 1 * rows(colors)
+    each = rows(colors)
     if levels:
         expect(O % each == 0, "layers", f"a multiple of {each} outputs", O)
     else:

@@ -2,7 +2,7 @@
 
     y_0   = the image, scaled to [-1, 1]
     y_l+1 = gate(bias_l + sum_f conv_f(act_f(y_s))) + y_k    s <= l of each conv, k <= l of a skip
-    logits = y_L, of C colors and A levels; or y_L says a mixture of logistics, see `logistic_mixture`
+    logits = y_L, of C colors and A levels; or y_L is what `logistic_mixture` takes
     x[t] = the number of entries of cdf(softmax(logits / temperature)) <= u[t]
 
 act is relu, concat_elu or nothing, gate(a, b) = a sigmoid(b) or nothing. t goes through rows,

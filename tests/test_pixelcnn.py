@@ -247,6 +247,16 @@ def test_jacobi_takes_every_pass_where_each_number_is_the_last_one_s():
     assert passes == 12
 
 
+def test_jacobi_ends_where_a_model_sees_itself(monkeypatch):
+    model = small()
+    away = torch.tensor([9.0, 0, 0, 0, -9]).view(5, 1, 1)  # from the level that a number has
+    monkeypatch.setattr(type(model), "logits", lambda self, x, *given: x * away)
+    given = raster.given_levels(None, 3, 1, 4, 5)
+    one = torch.ones((), dtype=torch.float64)
+    inputs = (raster.raster_uniforms(0, 3, 1, 4, 5), given, one, None, None, "float64")
+    assert raster.sample_jacobi(model, *inputs)[1] <= 20
+
+
 def test_equal_uniforms_give_equal_images():
     model = small(colors=3)
     u = raster.raster_uniforms(7, 4, 3, 4, 5)

@@ -10,6 +10,7 @@ from fastgen.tractable.binary import Binary
 from fastgen.tractable.fvbn import FVSBN
 from fastgen.tractable.made import MADE
 from fastgen.tractable.nade import NADE
+from fastgen.tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from fastgen.tractable.pixelcnnpp import PixelCNNpp
 from fastgen.verify import images as verify
 
@@ -23,7 +24,7 @@ def seeded():
 
 def failing(name):
     found = verify.verify(name)
-    assert len(found) == 4
+    assert len(found) == 3 + len(verify.MODELS[name][1]) - 1
     return [i for i, check in enumerate(found) if not check.ok]
 
 
@@ -37,6 +38,13 @@ def test_all_hold_and_leave_the_generator_alone(name):
     assert [check for check in found if not check.ok] == []
     assert told == found
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("make", [make for makers, _ in verify.MODELS.values() for make in makers])
+def test_models_are_neither_flat_nor_sharp(make):
+    with torch.no_grad():
+        log_p = verify.small(make).log_prob(verify.images()).double()
+    assert 4 < -(log_p.exp() * log_p).sum() < 6.1  # nats; of equal images 6.24
 
 
 def test_a_leak_of_the_present_is_found(monkeypatch):
@@ -97,6 +105,33 @@ def test_a_strided_sampler_without_a_skip_is_found(monkeypatch):
     monkeypatch.setattr(PixelCNNpp, "stack", cut)
     found = verify.verify("pixelcnnpp")
     assert [i for i, check in enumerate(found) if not check.ok] == [FREQUENCIES, SAME]
+
+
+@pytest.mark.parametrize("kind", [GatedPixelCNN, PixelCNN])
+def test_a_pixelcnn_that_sees_itself_is_found(monkeypatch, kind):
+    forward = kind.logits
+    leak = lambda self, x, *given: forward(self, x, *given) + torch.cat([x, -x], 1)  # noqa: E731
+    monkeypatch.setattr(kind, "logits", leak)
+    assert {SUM, PAST, FREQUENCIES, SAME} <= {*failing("pixelcnn")}
+
+
+@pytest.mark.parametrize("kind", [GatedPixelCNN, PixelCNN])
+def test_a_pixelcnn_that_does_not_see_a_column_is_found(monkeypatch, kind):
+    forward = kind.logits
+
+    def blind(self, x, *given):
+        return forward(self, x * (torch.arange(3) != 1), *given)
+
+    monkeypatch.setattr(kind, "logits", blind)
+    assert PAST in failing("pixelcnn")
+
+
+@pytest.mark.parametrize("kind", [GatedPixelCNN, PixelCNN])
+def test_a_pixelcnn_whose_sampler_is_warm_is_found(monkeypatch, kind):
+    cached = kind.sample_cached
+    warm = lambda self, u, given, t, *rest: cached(self, u, given, t * 1.5, *rest)  # noqa: E731
+    monkeypatch.setattr(kind, "sample_cached", warm)
+    assert {FREQUENCIES, SAME} <= {*failing("pixelcnn")}
 
 
 def test_the_bits_of_exact_models_do_not_depend_on_the_rows():

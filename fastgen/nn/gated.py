@@ -152,6 +152,9 @@ def flipped(x, dim):
     return torch.cat(x.chunk(2, dim)[::-1], dim)
 
 
+NAMES = {GatedPixels: "kernels.pixelcnn_layer", GatedWave: "kernels.wavenet_layer"}
+
+
 def bias(conv):
     return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
 
@@ -201,25 +204,20 @@ def first_to_agree(module, ours, plans):
         if results[key] is None:
             continue
         inputs, y = results[key]
-        plan = plan._replace(listed=isinstance(y, list))
-        other.__dict__[PLAN] = plan
-        if len(tensors(y)) == len(tensors(z := other.forward(*inputs))) and all(
-            map(near, tensors(y), tensors(z))
-        ):
+        other.__dict__[PLAN] = plan = plan._replace(listed=isinstance(y, list))
+        want, got = tensors(y), tensors(other.forward(*inputs))
+        if len(want) == len(got) and all(map(near, want, got)):
             return plan
     if error and not any(results.values()):
         raise error
     return None
 
 
-NAMES = {GatedPixels: "kernels.pixelcnn_layer", GatedWave: "kernels.wavenet_layer"}
-
-
 def unfit(module):
     """Why no kernel can take a layer's place, or None."""
     for name, m in module.named_modules():
         if "forward" in m.__dict__:
-            return f"its {name} has another forward".replace("its  has", "it has")
+            return f"like a gated layer, but the forward of {name or 'it'} was replaced"
         if name and any(
             v for k, v in m.__dict__.items() if k.endswith("_hooks") and "state" not in k
         ):

@@ -212,7 +212,9 @@ def sample_jacobi(model, uniforms, given, temperature, label, cond, dtype):
             temperature[:, :, row:].flatten(),
             logits.shape[-1],
         ).view(logits.shape[:-1])
-        codes = torch.where(free[:, :, row:], codes, x[:, :, row:])
+        # what is final stays so, or a model that sees itself would never end
+        later = raster_places(C, H, W)[:, row:].to(x.device) >= known
+        codes = torch.where(free[:, :, row:] & later, codes, x[:, :, row:])
         changed = flat(codes != x[:, :, row:]).any(0).nonzero().flatten()
         before, known = known, row * W * C + int(changed[0]) + 1 if len(changed) else H * W * C
         good = flat(logits.isfinite().all(-1) | ~free[:, :, row:])
@@ -220,6 +222,11 @@ def sample_jacobi(model, uniforms, given, temperature, label, cond, dtype):
             check_finite(good[:, t - row * W * C], t, given.shape)
         x = torch.cat([x[:, :, :row], codes], 2)
     return x, passes
+
+
+def raster_places(C, H, W):
+    """The place in the raster of each number of an image, (C, H, W)."""
+    return torch.arange(H * W * C).view(H, W, C).permute(2, 0, 1)
 
 
 def check_finite(good, t, shape):

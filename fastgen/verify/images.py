@@ -13,8 +13,9 @@ from torch import nn
 from ..tractable.fvbn import FVSBN
 from ..tractable.made import MADE
 from ..tractable.nade import NADE
-from ..tractable.pixelcnn import GatedPixelCNN
+from ..tractable.pixelcnn import GatedPixelCNN, PixelCNN
 from ..tractable.pixelcnnpp import PixelCNNpp
+from ..tractable.raster import Raster
 from . import Check, run
 
 RARE = 10
@@ -37,7 +38,11 @@ MODELS = {  # name: what makes it, and its samplers
         ("cached", "naive"),
     ),
     "pixelcnn": (
-        [partial(GatedPixelCNN, 3, 12, 10, 3, levels=2, height=3, width=3)],
+        [
+            partial(GatedPixelCNN, 3, 12, 10, 3, levels=2, height=3, width=3),
+            # its first kernel sees over the whole image, or it would have a blind spot
+            partial(PixelCNN, 2, 16, 10, 5, levels=2, height=3, width=3),
+        ],
         ("cached", "naive", "jacobi"),
     ),
     "pixelcnnpp": (
@@ -118,12 +123,18 @@ def same_images(makers, method):
 CHECKS = (sums_to_one, past_only, frequencies)
 
 
+@torch.no_grad()
 def small(make):
     """A model of random weights, neither flat nor sharp."""
-    model = make()
+    model = make().eval()
     for p in model.parameters():
         nn.init.normal_(p, std=2 * p[0].numel() ** -0.5 if p.dim() > 1 else 0.5)
-    return model.eval()
+    if isinstance(model, Raster):  # so deep that its logits may have any size
+        logits = model(images())  # (512, 2, 1, 3, 3)
+        scale = logits.std()
+        model.out.bias.sub_(logits.mean((0, 2, 3, 4))).div_(scale)
+        model.out.weight.div_(scale)
+    return model
 
 
 @torch.no_grad()
