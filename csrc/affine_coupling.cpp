@@ -4,79 +4,103 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-// v is overwritten by what it becomes, s by its share of the logdet.
-template <class real, template <class> class Map>
-void change(int64_t count, bool inverse, real* v, real* s, const real* t, const real* w) {
-  for (int64_t i = 0; i < count; i += LANES<real>) {
-    const vec<real> f = Map<real>::map(load(s + i));
-    const vec<real> l = bounded<real>(w ? load(w + i) * f : f), signed_l = inverse ? -l : l;
-    const vec<real> e = exp<real>(signed_l), x = load(v + i), shift = load(t + i);
-    store(v + i, inverse ? (x - shift) * e : x * e + shift);
-    store(s + i, signed_l);
+// Numbers of which a coupling is computed: v becomes y, and l is their share of the logdet.
+template <class T> struct Numbers {
+  int64_t count;
+  bool inverse, past;
+  const T *v, *s, *t;
+  const computed<T>* w;
+  T* y;
+  computed<T>* l;
+};
+
+template <class T, template <class> class Map>
+__attribute__((flatten)) void change(const Numbers<T>& a) {
+  using real = computed<T>;
+  for (int64_t i = 0; i < a.count; i += LANES<real>) {
+    const vec<real> f = Map<real>::map(widen(a.s + i));
+    const vec<real> m = bounded<real>(a.w ? load(a.w + i) * f : f), l = a.inverse ? -m : m;
+    const vec<real> e = exp<real>(l), v = widen(a.v + i), t = widen(a.t + i);
+    narrow(a.y + i, a.inverse ? (v - t) * e : v * e + t, a.past);
+    store(a.l + i, l);
   }
 }
 
-template <class real>
-void shift(int64_t count, bool inverse, real* v, real*, const real* t, const real*) {
-  for (int64_t i = 0; i < count; i += LANES<real>)
-    store(v + i, inverse ? load(v + i) - load(t + i) : load(v + i) + load(t + i));
+template <class T> void shift(const Numbers<T>& a) {
+  for (int64_t i = 0; i < a.count; i += LANES<computed<T>>) {
+    const auto v = widen(a.v + i), t = widen(a.t + i);
+    narrow(a.y + i, a.inverse ? v - t : v + t, a.past);
+  }
 }
 
-template <class real> auto changer(int64_t scale) {
-  constexpr decltype(&shift<real>) maps[] = {change<real, Tanh>,     change<real, Sigmoid>,
-                                             change<real, Atan>,     change<real, Softplus>,
-                                             change<real, Exponent>, shift<real>};
+template <class T> using Change = void (*)(const Numbers<T>&);
+template <class T> Change<T> changer(int64_t scale) {
+  constexpr Change<T> maps[] = {change<T, Tanh>,     change<T, Sigmoid>,  change<T, Atan>,
+                                change<T, Softplus>, change<T, Exponent>, shift<T>};
   return maps[scale];
 }
 
 template <class T> struct Forward {
   using real = computed<T>;
-  const T *x, *s, *t, *weight;
+  const T *x, *s, *t;
+  const real* weight;
   T* y;
   real* logdet;
   Access<T> access;
   Cut cut;
-  decltype(changer<real>(0)) map;
+  int64_t scale;
   bool inverse;
   double* sums; // (B, parts) of the logdet
 
   void task(int64_t task) const {
     const Sizes& sizes = access.s;
     const int64_t most = room<real>(sizes);
-    Scratch memory(5 * most * sizeof(real));
+    Scratch memory(6 * most * sizeof(real));
     real *v = (real*)memory.data, *kept = v + most, *ms = kept + most, *mt = ms + most,
-         *w = weight ? mt + most : nullptr;
-    copy_kept(sizes, cut, task, y, x);
+         *l = mt + most, *w = weight ? l + most : nullptr;
+    const Change<T> where_it_lies = changer<T>(scale);
+    const Change<real> in_tile = changer<real>(scale);
+    const bool direct = in_place<T>(sizes);
+    copy_kept(sizes, cut, task, y, x, access.past);
     each_tile(sizes, cut, task, most, [&](const Run* runs, int64_t count, int64_t numbers) {
+      for (const Run* r = runs; w && r < runs + count; ++r) spread_channels(sizes, *r, weight, w);
       for (const Run* r = runs; r < runs + count; ++r) {
+        if (direct) {
+          const bool past = access.past && aligned(y + r->x);
+          where_it_lies({r->n, inverse, past, x + r->x, s + r->s, t + r->t, w ? w + r->at : w,
+                         y + r->x, l + r->at});
+          continue;
+        }
         access.take_x(*r, x, v, kept);
         access.take_h(*r, s, t, ms, mt);
       }
-      if (w) take_weight(sizes, runs, count, weight, w);
-      map(numbers, inverse, v, ms, mt, w);
+      if (!direct) in_tile({numbers, inverse, false, v, ms, mt, w, v, l});
       for (const Run* r = runs; r < runs + count; ++r) {
-        access.put_x(*r, y, v, kept);
-        if (!sizes.additive) add(*r, ms, task % cut.parts);
+        if (!direct) access.put_x(*r, y, v, kept);
+        if (!sizes.additive) add(*r, l, task % cut.parts);
       }
     });
+    fence();
   }
 
   void add(const Run& r, real* l, int64_t part) const {
     if (access.s.vectors())
-      sum_rows(access.pairs, l, r.rows, r.n / r.rows,
-               [&](int64_t row, double sum) { sums[r.b + row] = sum; });
+      sum_rows(access.pairs, l, r.rows, access.s.K,
+               [&](int64_t row, double sum) { logdet[r.b + row] = sum; });
     else
       sum_rows(access.pairs, l + r.at, 1, r.n,
                [&](int64_t, double sum) { sums[r.b * cut.parts + part] += sum; });
   }
 
   void run(int64_t threads) {
-    Scratch memory(access.s.B * cut.parts * sizeof(double));
+    const int64_t B = access.s.B;
+    const bool apart = !access.s.vectors() && !access.s.additive;
+    Scratch memory(apart ? B * cut.parts * sizeof(double) : 0);
     sums = (double*)memory.data;
     each(cut.groups * cut.parts, threads, [&](int64_t i) {
       if (!stopped()) task(i);
     });
-    for (int64_t b = 0; b < access.s.B; ++b) {
+    for (int64_t b = 0; apart && b < B; ++b) {
       double sum = 0;
       for (int64_t i = 0; i < cut.parts; ++i) sum += sums[b * cut.parts + i];
       logdet[b] = sum;
@@ -88,11 +112,19 @@ template <class T>
 void forward(const Sizes& s, const void* x, const void* hs, const void* ht, const void* weight,
              void* y, void* logdet, int64_t scale, bool inverse, int64_t threads) {
   using real = computed<T>;
-  for (int64_t b = 0; b < s.B; ++b) ((real*)logdet)[b] = 0;
+  if (s.additive || s.B * s.C * s.S == 0) memset(logdet, 0, s.B * sizeof(real));
   if (s.B * s.C * s.S == 0) return;
-  const void* t = s.additive ? hs : s.joined() ? hs : ht;
-  Forward<T>{(const T*)x,   (const T*)hs, (const T*)t, (const T*)weight,     (T*)y,
-             (real*)logdet, Access<T>(s), Cut(s),      changer<real>(scale), inverse,
+  const T* t = (const T*)(s.additive || s.joined() ? hs : ht);
+  Forward<T>{(const T*)x,
+             (const T*)hs,
+             t,
+             (const real*)weight,
+             (T*)y,
+             (real*)logdet,
+             Access<T>(s, large<T>(s)),
+             Cut(s),
+             scale,
+             inverse,
              nullptr}
       .run(threads);
 }

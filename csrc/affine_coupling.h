@@ -36,6 +36,13 @@ inline void narrow(bfloat16* p, vec<float> v) {
   memcpy(p, &h, sizeof h);
 }
 
+// The same past the caches, where that can be: p is aligned then.
+template <class real> inline void narrow(real* p, vec<real> v, bool past) {
+  past ? stream<real>(p, v) : store(p, v);
+}
+inline void narrow(bfloat16* p, vec<float> v, bool) { narrow(p, v); }
+inline bool aligned(const void* p) { return uintptr_t(p) % 64 == 0; }
+
 template <class real> inline real widen1(real x) { return x; }
 inline float widen1(bfloat16 x) {
   const uint32_t b = uint32_t(x.bits) << 16;
@@ -52,34 +59,46 @@ inline void narrow1(bfloat16* p, float x) {
 }
 
 // n numbers, of each `step`-th of `from`.
-template <class T> void take(computed<T>* to, const T* from, int64_t n, int64_t step = 1) {
+template <class T> inline void take(computed<T>* to, const T* from, int64_t n, int64_t step = 1) {
   constexpr int64_t L = LANES<computed<T>>;
   int64_t i = 0;
-  for (; step == 1 && i + L <= n; i += L) store(to + i, widen(from + i));
+  if (step == 1)
+    for (; i + L <= n; i += L) store(to + i, widen(from + i));
+#pragma GCC unroll 1
   for (; i < n; ++i) to[i] = widen1(from[i * step]);
 }
 
-template <class T> void put(T* to, const computed<T>* from, int64_t n, int64_t step = 1) {
+template <class T>
+inline void put(T* to, const computed<T>* from, int64_t n, int64_t step, bool past) {
   constexpr int64_t L = LANES<computed<T>>;
   int64_t i = 0;
-  for (; step == 1 && i + L <= n; i += L) narrow(to + i, load(from + i));
+  past = past && aligned(to);
+  if (step == 1)
+    for (; i + L <= n; i += L) narrow(to + i, load(from + i), past);
+#pragma GCC unroll 1
   for (; i < n; ++i) narrow1(to + i * step, from[i]);
 }
 
+template <class T> inline void copy(T* to, const T* from, int64_t n, bool past) {
+  constexpr int64_t L = LANES<computed<T>>;
+  if (!past || sizeof(T) < 4 || n % L || !aligned(to)) return (void)memcpy(to, from, n * sizeof(T));
+  for (int64_t i = 0; i < n; i += L) narrow(to + i, widen(from + i), true);
+}
+
 // Two parts of the same rows: a has n numbers of each row from `first` on, each `step`-th, b the
-// others.
+// others; where it turns, they change places from row to row.
 template <class T> class Pair {
 public:
   using real = computed<T>;
-  Pair(int64_t width, int64_t n, int64_t first, int64_t step)
-      : width(width), n(n), first(first), step(step), per(1) {
-    if (step == 2 && width == 2 * n) per = n, this->n = 1, this->width = 2;
-    paired = this->width == 2 * this->n && L % this->n == 0;
+  Pair(int64_t width, int64_t n, int64_t first, int64_t step, bool turns = false)
+      : width(width), n(n), first(first), step(step), per(1), turns(turns) {
+    if (step == 2 && width == 2 * n && !turns) per = n, this->n = 1, this->width = 2;
+    paired = this->width == 2 * this->n && L % (turns ? 2 * this->n : this->n) == 0;
     for (int64_t i = 0; paired && i < 2 * L; ++i) {
-      const int64_t row = i / this->width, c = i % this->width, j = (c - first) / step;
-      const bool is_a = c >= first && j < this->n && (c - first) % step == 0;
-      const int64_t rest = step == 2 ? 0 : c - (first ? 0 : this->n), lane = row * this->n;
-      const int64_t place = lane + (is_a ? j : rest);
+      const int64_t row = i / this->width, c = i % this->width, from = start(row);
+      const bool is_a = step == 2 ? c % 2 == from : c >= from && c < from + this->n;
+      const int64_t j = step == 2 ? c / 2 : c < this->n ? c : c - this->n;
+      const int64_t place = row * this->n + j;
       into[i / L][i % L] = is_a ? place : L + place;
       (is_a ? from_a : from_b)[place] = i;
     }
@@ -93,22 +112,23 @@ public:
       store(a + i, pick<real>(low, high, from_a)), store(b + i, pick<real>(low, high, from_b));
     }
     for (int64_t row = i / n; row < rows; ++row) {
-      take(a + row * n, from + row * width + first, n, step);
-      take(b + row * (width - n), from + row * width + rest(), width - n, step);
+      take(a + row * n, from + row * width + start(row), n, step);
+      take(b + row * (width - n), from + row * width + rest(row), width - n, step);
     }
   }
 
-  void put_rows(int64_t rows, T* to, const real* a, const real* b) const {
+  void put_rows(int64_t rows, T* to, const real* a, const real* b, bool past) const {
     rows *= per;
     int64_t i = 0;
+    const bool whole = past && aligned(to);
     for (; paired && i + L <= rows * n; i += L) {
       const vec<real> x = load(a + i), y = load(b + i);
-      narrow(to + 2 * i, pick<real>(x, y, into[0]));
-      narrow(to + 2 * i + L, pick<real>(x, y, into[1]));
+      narrow(to + 2 * i, pick<real>(x, y, into[0]), whole);
+      narrow(to + 2 * i + L, pick<real>(x, y, into[1]), whole);
     }
     for (int64_t row = i / n; row < rows; ++row) {
-      put(to + row * width + first, a + row * n, n, step);
-      put(to + row * width + rest(), b + row * (width - n), width - n, step);
+      put(to + row * width + start(row), a + row * n, n, step, past);
+      put(to + row * width + rest(row), b + row * (width - n), width - n, step, past);
     }
   }
 
@@ -118,10 +138,12 @@ public:
 
 private:
   static constexpr int64_t L = LANES<real>;
-  int64_t rest() const { return step == 2 ? 1 - first : first ? 0 : n; }
+  int64_t start(int64_t row) const { return turns ? first ^ (row & 1) : first; }
+  int64_t rest(int64_t row) const { return step == 2 ? 1 - start(row) : first ? 0 : n; }
 
   int64_t width, n, first, step;
   int64_t per; // how often what is seen as a row is in a row
+  bool turns;
   bool paired; // whether two vectors of rows have a vector of each part
   vec<bits<real>> from_a, from_b, into[2];
 };
@@ -143,6 +165,7 @@ struct Sizes {
   bool joined() const { return layout != APART && !additive; }
   bool paired_x() const { return split == CHECKERBOARD || (vectors() && split != WHOLE); }
   bool paired_h() const { return vectors() && joined(); }
+  bool plain() const { return !paired_x() && !vectors(); }
   int64_t pixels() const { return split == CHECKERBOARD ? 2 * S : S; }
   int64_t first() const { return swap ? 0 : split == ALTERNATE ? 1 : C - K; } // channel
   int64_t channel(int64_t k) const {
@@ -176,38 +199,46 @@ struct Cut {
 
 // Numbers that lie together in x and in h, and as many in a tile from `at` on.
 struct Run {
-  int64_t b, k, at, n, rows; // rows of a Pair, where it is one
+  int64_t b, k, at, n, rows; // rows of vectors or of a checkerboard
   int64_t x, s, t;           // where it begins
-  bool odd;                  // a row of a checkerboard whose second pixel changes
+  bool odd;                  // of a checkerboard: whether its second pixel changes
 };
 
 // x and h of one dtype, with how to get at them.
 template <class T> struct Access {
   using real = computed<T>;
   Sizes s;
+  bool past, short_rows; // of a checkerboard: some to a vector
   Pair<T> even, odd, h;
   Pair<real> pairs{2, 1, 0, 2};
-  explicit Access(const Sizes& s)
-      : s(s), even(s.vectors() ? vector_pair(s) : Pair<T>(2, 1, 0, 2)), odd(2, 1, 1, 2),
-        h(s.interleaved() ? Pair<T>(2 * s.K, s.K, s.s_row(0), 2)
-                          : Pair<T>(2 * s.K, s.K, s.s_row(0), 1)) {}
-  static Pair<T> vector_pair(const Sizes& s) {
-    return Pair<T>(s.C, s.K, s.first(), s.split == ALTERNATE ? 2 : 1);
+  Access(const Sizes& s, bool past)
+      : s(s), past(past), short_rows(s.split == CHECKERBOARD && LANES<real> % s.W == 0),
+        even(s.vectors() ? Pair<T>(s.C, s.K, s.first(), s.split == ALTERNATE ? 2 : 1) : board(0)),
+        odd(board(1)), h(2 * s.K, s.K, s.s_row(0), s.interleaved() ? 2 : 1) {}
+  Pair<T> board(int64_t first) const {
+    return short_rows ? Pair<T>(s.W, s.W / 2, first, 2, true) : Pair<T>(2, 1, first, 2);
   }
 
+  // Call f(pair, rows, where in x, in what changes, in what is kept) until the run is done.
+  template <class F> void pairs_of(const Run& r, F f) const {
+    if (s.vectors()) return f(even, r.rows, r.x, r.at, int64_t(0));
+    if (short_rows) return f(r.odd ? odd : even, r.rows, r.x, r.at, r.at);
+    const int64_t n = s.W / 2;
+    for (int64_t i = 0; i < r.rows; ++i)
+      f(r.odd != bool(i & 1) ? odd : even, n, r.x + i * s.W, r.at + i * n, r.at + i * n);
+  }
   void take_x(const Run& r, const T* x, real* changed, real* kept) const {
-    if (s.paired_x())
-      (r.odd ? odd : even).take_rows(r.rows, x + r.x, changed + r.at, kept + kept_at(r));
-    else
-      take(changed + r.at, x + r.x, r.n);
+    if (!s.paired_x()) return take(changed + r.at, x + r.x, r.n);
+    pairs_of(r, [&](const Pair<T>& pair, int64_t rows, int64_t from, int64_t at, int64_t kept_at) {
+      pair.take_rows(rows, x + from, changed + at, kept + kept_at);
+    });
   }
   void put_x(const Run& r, T* x, const real* changed, const real* kept) const {
-    if (s.paired_x())
-      (r.odd ? odd : even).put_rows(r.rows, x + r.x, changed + r.at, kept + kept_at(r));
-    else
-      put(x + r.x, changed + r.at, r.n);
+    if (!s.paired_x()) return put(x + r.x, changed + r.at, r.n, 1, past);
+    pairs_of(r, [&](const Pair<T>& pair, int64_t rows, int64_t to, int64_t at, int64_t kept_at) {
+      pair.put_rows(rows, x + to, changed + at, kept + kept_at, past);
+    });
   }
-  int64_t kept_at(const Run& r) const { return s.vectors() ? 0 : r.at; }
 
   void take_h(const Run& r, const T* hs, const T* ht, real* to_s, real* to_t) const {
     if (s.paired_h()) return h.take_rows(r.rows, hs + r.s, to_s + r.at, to_t + r.at);
@@ -215,9 +246,9 @@ template <class T> struct Access {
     if (ht) take(to_t + r.at, ht + r.t, r.n);
   }
   void put_h(const Run& r, T* hs, T* ht, const real* from_s, const real* from_t) const {
-    if (s.paired_h()) return h.put_rows(r.rows, hs + r.s, from_s + r.at, from_t + r.at);
-    put(hs + r.s, from_s + r.at, r.n);
-    put(ht + r.t, from_t + r.at, r.n);
+    if (s.paired_h()) return h.put_rows(r.rows, hs + r.s, from_s + r.at, from_t + r.at, past);
+    put(hs + r.s, from_s + r.at, r.n, 1, past);
+    put(ht + r.t, from_t + r.at, r.n, 1, past);
   }
 };
 
@@ -255,23 +286,22 @@ template <class F> void each_tile(const Sizes& s, const Cut& cut, int64_t task, 
     for (int64_t k = k0; k < k1; ++k) {
       const int64_t hs = (b * h_rows + s.s_row(k)) * s.S, ht = (b * h_rows + s.t_row(k)) * s.S;
       const int64_t x = (b * s.C + s.channel(k)) * s.pixels();
-      for (int64_t i = 0; i < s.runs(); ++i)
-        for (int64_t j = 0, size; j < n; j += size) {
-          if (used == room || count == RUNS || (s.paired_x() && used + n > room)) flush();
-          size = n - j < room - used ? n - j : room - used;
-          const int64_t p = i * n + j;
-          runs[count++] = {b,      k,      used,
-                           size,   size,   x + (s.paired_x() ? 2 * p : p),
-                           hs + p, ht + p, ((i & 1) != 0) != !s.swap};
-          used += size;
-        }
+      const int64_t unit = s.split == CHECKERBOARD ? n : 1;
+      for (int64_t p = 0, size; p < s.S; p += size) {
+        if (used + unit > room || count == RUNS) flush();
+        size = s.S - p < room - used ? s.S - p : (room - used) / unit * unit;
+        const bool odd = ((p / unit & 1) != 0) != !s.swap;
+        runs[count++] = {b,      k,      used, size, size / unit, x + (s.paired_x() ? 2 * p : p),
+                         hs + p, ht + p, odd};
+        used += size;
+      }
     }
   flush();
 }
 
 // Copy a task's share of the channels that are kept, where they lie apart from those that change.
 template <class T>
-void copy_kept(const Sizes& s, const Cut& cut, int64_t task, T* to, const T* from) {
+void copy_kept(const Sizes& s, const Cut& cut, int64_t task, T* to, const T* from, bool past) {
   if (s.split == WHOLE || s.paired_x()) return;
   const int64_t part = task % cut.parts, b0 = task / cut.parts * cut.samples, kept = s.C - s.K;
   const int64_t k0 = kept * part / cut.parts, k1 = kept * (part + 1) / cut.parts;
@@ -279,7 +309,7 @@ void copy_kept(const Sizes& s, const Cut& cut, int64_t task, T* to, const T* fro
   for (int64_t b = b0; b < b0 + cut.samples && b < s.B; ++b)
     for (int64_t k = k0; k < k1; k += many) {
       const int64_t at = (b * s.C + s.kept_channel(k)) * s.S;
-      memcpy(to + at, from + at, many * s.S * sizeof(T));
+      copy(to + at, from + at, many * s.S, past);
     }
 }
 
@@ -361,11 +391,36 @@ template <class T> inline vec<T> bounded(vec<T> l) {
   return l < T(-BOUND) ? splat<T>(-BOUND) : l > T(BOUND) ? splat<T>(BOUND) : l;
 }
 
-// w = the weight of each number of a tile: its channel's, repeated.
-template <class T>
-void take_weight(const Sizes& s, const Run* runs, int64_t count, const T* weight, computed<T>* w) {
-  for (const Run* r = runs; r < runs + count; ++r)
-    for (int64_t i = 0; i < r->n; ++i) w[r->at + i] = widen1(weight[s.vectors() ? i % s.K : r->k]);
+// to = of each number of a run its channel's value.
+template <class real>
+void spread_channels(const Sizes& s, const Run& r, const real* from, real* to) {
+  if (!s.vectors())
+    for (int64_t i = 0; i < r.n; ++i) to[r.at + i] = from[r.k];
+  else
+    for (int64_t row = 0; row < r.rows; ++row)
+      for (int64_t k = 0; k < s.K; ++k) to[row * s.K + k] = from[k];
+}
+
+// to = of each number of a run its sample's value, or zero without any.
+template <class real>
+void spread_samples(const Sizes& s, const Run& r, const real* from, real* to) {
+  const int64_t rows = s.vectors() ? r.rows : 1, n = r.n / rows;
+  for (int64_t row = 0; row < rows; ++row) {
+    const real value = from ? from[r.b + row] : 0;
+    for (int64_t i = 0; i < n; ++i) to[r.at + row * n + i] = value;
+  }
+}
+
+// Whether all numbers are in whole, aligned vectors, so that they are computed where they lie.
+template <class T> bool in_place(const Sizes& s) {
+  return s.plain() && s.S % LANES<computed<T>> == 0;
+}
+
+constexpr int64_t LARGE = 1 << 22; // bytes of what will not stay in the second cache
+
+// Whether what is written goes past the caches.
+template <class T> bool large(const Sizes& s) {
+  return s.B * s.C * s.S * int64_t(sizeof(T)) >= LARGE;
 }
 
 } // namespace

@@ -7,53 +7,65 @@ namespace {
 // What is known of the coupling: where it began, where it ended, or where its inverse ended.
 enum Known { BEGIN, END, INVERSE };
 
-// Arrays of a tile: each is overwritten by its gradient, v by what it was before, g by that of w.
-template <class real> struct Tile {
-  real *v, *s, *t, *d, *g;
-  const real* w;
+// Numbers of which gradients are computed; `restored` and dx may be null.
+template <class T> struct Numbers {
+  int64_t count;
+  bool past;
+  const T *v, *s, *t, *dy;
+  const computed<T>* w;
+  T *restored, *dx, *ds, *dt;
+  computed<T>* g; // of logdet; becomes that of w
 };
 
-template <class real, template <class> class Map, Known known>
-void gradients(int64_t count, const Tile<real>& a) {
-  for (int64_t i = 0; i < count; i += LANES<real>) {
+template <class T, template <class> class Map, Known known>
+__attribute__((flatten)) void gradients(const Numbers<T>& a) {
+  using real = computed<T>;
+  for (int64_t i = 0; i < a.count; i += LANES<real>) {
     vec<real> slope;
-    const vec<real> f = Map<real>::map(load(a.s + i), slope);
+    const vec<real> f = Map<real>::map(widen(a.s + i), slope);
     const vec<real> m = a.w ? load(a.w + i) * f : f, l = bounded<real>(m);
-    const vec<real> e = exp<real>(known == INVERSE ? -l : l), d = load(a.d + i), v = load(a.v + i);
-    const vec<real> de = d * e;
+    const vec<real> e = exp<real>(known == INVERSE ? -l : l), v = widen(a.v + i);
+    const vec<real> d = widen(a.dy + i), de = d * e;
     vec<real> dl = load(a.g + i);
     if (known == BEGIN) dl += de * v;
     if (known == INVERSE) dl = -dl - d * v;
     if (known == END) {
-      const vec<real> scaled = v - load(a.t + i);
+      const vec<real> scaled = v - widen(a.t + i);
       dl += d * scaled;
-      store(a.v + i, scaled / e);
-    } else if (known == INVERSE) {
-      store(a.v + i, v / e + load(a.t + i));
+      narrow(a.restored + i, scaled / e, a.past);
+    } else if (known == INVERSE && a.restored) {
+      narrow(a.restored + i, v / e + widen(a.t + i), a.past);
     }
     dl = (m < real(-BOUND)) | (m > real(BOUND)) ? vec<real>{} : dl;
-    store(a.s + i, (a.w ? load(a.w + i) * dl : dl) * slope);
+    if (a.dx) narrow(a.dx + i, de, a.past);
+    narrow(a.ds + i, (a.w ? load(a.w + i) * dl : dl) * slope, a.past);
+    narrow(a.dt + i, known == INVERSE ? -de : d, a.past);
     store(a.g + i, dl * f);
-    store(a.t + i, known == INVERSE ? -de : d);
-    store(a.d + i, de);
   }
 }
 
-template <class real, Known known> auto of(int64_t scale) {
-  constexpr decltype(&gradients<real, Tanh, known>) maps[] = {
-      gradients<real, Tanh, known>, gradients<real, Sigmoid, known>, gradients<real, Atan, known>,
-      gradients<real, Softplus, known>, gradients<real, Exponent, known>};
+template <class T> using Gradients = void (*)(const Numbers<T>&);
+template <class T, Known known> Gradients<T> of(int64_t scale) {
+  constexpr Gradients<T> maps[] = {gradients<T, Tanh, known>, gradients<T, Sigmoid, known>,
+                                   gradients<T, Atan, known>, gradients<T, Softplus, known>,
+                                   gradients<T, Exponent, known>};
   return maps[scale];
+}
+template <class T> Gradients<T> of(int64_t scale, Known known) {
+  return known == BEGIN ? of<T, BEGIN>(scale)
+         : known == END ? of<T, END>(scale)
+                        : of<T, INVERSE>(scale);
 }
 
 template <class T> struct Backward {
   using real = computed<T>;
-  const T *v, *dy, *s, *t, *weight;
-  const real* dlogdet;
+  const T *v, *dy, *s, *t;
+  const real *weight, *dlogdet;
   T *restored, *dx, *ds, *dt;
   Access<T> access;
   Cut cut;
-  void (*map)(int64_t, const Tile<real>&);
+  int64_t scale;
+  Known known;
   double* dweight; // (groups, K), or null
 
   void task(int64_t task) const {
@@ -62,32 +74,44 @@ template <class T> struct Backward {
     Scratch memory(8 * most * sizeof(real));
     real* next = (real*)memory.data;
     const auto array = [&] { return next += most, next - most; };
-    real *kept = array(), *dkept = array(), *w = weight ? array() : nullptr;
-    const Tile<real> a{array(), array(), array(), array(), array(), w};
-    if (dx) copy_kept(sizes, cut, task, dx, dy);
-    if (restored) copy_kept(sizes, cut, task, restored, v);
+    real *kept = array(), *dkept = array(), *g = array(), *w = weight ? array() : nullptr;
+    real *mv = array(), *ms = array(), *mt = array(), *md = array();
+    const Gradients<T> where_they_lie = of<T>(scale, known);
+    const Gradients<real> in_tile = of<real>(scale, known);
+    const bool direct = in_place<T>(sizes);
+    if (dx) copy_kept(sizes, cut, task, dx, dy, access.past);
+    if (restored) copy_kept(sizes, cut, task, restored, v, access.past);
     each_tile(sizes, cut, task, most, [&](const Run* runs, int64_t count, int64_t numbers) {
       for (const Run* r = runs; r < runs + count; ++r) {
-        access.take_x(*r, v, a.v, kept);
-        access.take_x(*r, dy, a.d, dkept);
-        access.take_h(*r, s, t, a.s, a.t);
-        take_dlogdet(*r, a.g);
+        if (w) spread_channels(sizes, *r, weight, w);
+        spread_samples(sizes, *r, dlogdet, g);
+        if (direct) {
+          const bool past = access.past && aligned(ds + r->s) && aligned(dt + r->t) &&
+                            (!dx || aligned(dx + r->x)) && (!restored || aligned(restored + r->x));
+          where_they_lie({r->n, past, v + r->x, s + r->s, t + r->t, dy + r->x, w ? w + r->at : w,
+                          restored ? restored + r->x : restored, dx ? dx + r->x : dx, ds + r->s,
+                          dt + r->t, g + r->at});
+        } else {
+          access.take_x(*r, v, mv, kept);
+          access.take_x(*r, dy, md, dkept);
+          access.take_h(*r, s, restored ? t : nullptr, ms, mt);
+        }
       }
-      if (w) take_weight(sizes, runs, count, weight, w);
-      map(numbers, a);
+      if (!direct)
+        in_tile({numbers, false, mv, ms, mt, md, w, restored ? mv : nullptr, md, ms, mt, g});
       for (const Run* r = runs; r < runs + count; ++r) {
-        if (restored) access.put_x(*r, restored, a.v, kept);
-        if (dx) access.put_x(*r, dx, a.d, dkept);
-        access.put_h(*r, ds, dt, a.s, a.t);
-        if (dweight) add(*r, a.g, dweight + task / cut.parts * sizes.K);
+        if (!direct) put(*r, mv, kept, md, dkept, ms, mt);
+        if (dweight) add(*r, g, dweight + task / cut.parts * sizes.K);
       }
     });
+    fence();
   }
 
-  void take_dlogdet(const Run& r, real* g) const {
-    const int64_t n = r.n / (access.s.vectors() ? r.rows : 1);
-    for (int64_t i = 0; i < r.n; ++i)
-      g[r.at + i] = dlogdet ? dlogdet[access.s.vectors() ? r.b + i / n : r.b] : 0;
+  void put(const Run& r, const real* mv, const real* kept, const real* md, const real* dkept,
+           const real* ms, const real* mt) const {
+    if (restored) access.put_x(r, restored, mv, kept);
+    if (dx) access.put_x(r, dx, md, dkept);
+    access.put_h(r, ds, dt, ms, mt);
   }
 
   void add(const Run& r, real* g, double* sums) const {
@@ -99,7 +123,7 @@ template <class T> struct Backward {
       for (int64_t k = 0; k < K; ++k) sums[k] += g[row * K + k];
   }
 
-  void run(T* to, int64_t threads) {
+  void run(real* to, int64_t threads) {
     const Sizes& sizes = access.s;
     Scratch memory(to ? cut.groups * sizes.K * sizeof(double) : 0);
     dweight = to ? (double*)memory.data : nullptr;
@@ -109,7 +133,7 @@ template <class T> struct Backward {
     for (int64_t k = 0; to && k < sizes.K; ++k) {
       double sum = 0;
       for (int64_t i = 0; i < cut.groups; ++i) sum += dweight[i * sizes.K + k];
-      narrow1(to + k, real(sum));
+      to[k] = sum;
     }
   }
 };
@@ -126,22 +150,28 @@ void affine_coupling_backward(int64_t dtype, const void* v, const void* dy, cons
     using T = decltype(zero);
     using real = computed<T>;
     using in = const T*;
+    using out = T*;
     if (B * C * S == 0) {
-      for (int64_t k = 0; dweight && k < K; ++k) narrow1((T*)dweight + k, real(0));
+      if (dweight) memset(dweight, 0, K * sizeof(real));
       return;
     }
-    const auto map = inverse    ? of<real, INVERSE>(scale)
-                     : restored ? of<real, END>(scale)
-                                : of<real, BEGIN>(scale);
-    const in needed = restored ? (z.joined() ? in(s) : in(t)) : nullptr;
-    Backward<T>{in(v),        in(dy),
-                in(s),        needed,
-                in(weight),   (const real*)dlogdet,
-                (T*)restored, (T*)dx,
-                (T*)ds,       z.joined() ? (T*)ds : (T*)dt,
-                Access<T>(z), Cut(z),
-                map,          nullptr}
-        .run((T*)dweight, threads);
+    const Known known = inverse ? INVERSE : restored ? END : BEGIN;
+    Backward<T>{in(v),
+                in(dy),
+                in(s),
+                z.joined() ? in(s) : in(t),
+                (const real*)weight,
+                (const real*)dlogdet,
+                out(restored),
+                out(dx),
+                out(ds),
+                z.joined() ? out(ds) : out(dt),
+                Access<T>(z, large<T>(z)),
+                Cut(z),
+                scale,
+                known,
+                nullptr}
+        .run((real*)dweight, threads);
   };
   dtype == 0 ? call(float()) : dtype == 1 ? call(double()) : call(bfloat16());
 }

@@ -289,6 +289,18 @@ def conv_error(dtype, device):
     )
 
 
+def coupling_error(dtype, device):
+    """How far the values and gradients of `kernels.affine_coupling` are off, of the largest."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(s, dtype=torch.float64) for s in ((3, 5, 7, 22), (3, 10, 7, 11), (5,))]
+    return gradients_error(
+        lambda x, h, w: kernels.affine_coupling_ref(x, h, weight=w, split="checkerboard"),
+        lambda x, h, w: kernels.affine_coupling(x, h, weight=w, split="checkerboard"),
+        inputs,
+        {"dtype": getattr(torch, dtype), "device": device},
+    )
+
+
 def gradients_error(ref, fn, inputs, place):
     """How far values and gradients of `fn` are off those of `ref` in float64, of the largest."""
     values = []
@@ -313,4 +325,5 @@ SELF_TESTS = {  # kernel: its error, in which dtypes
     "masked_stack_sample": (stack_error, ("float64", "float32")),
     "masked_conv2d": (conv_error, ("float64", "float32")),
     "pixelcnn_layer": (pixelcnn_error, ("float64", "float32")),
+    "affine_coupling": (coupling_error, ("float64", "float32")),
 }

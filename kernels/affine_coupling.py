@@ -52,8 +52,8 @@ def affine_coupling(
     s,  # (B, K, ...), or without t (B, 2K, ...): s and t as `layout` says
     t=None,  # (B, K, ...)
     scale="tanh",
-    *,
     weight=None,  # (K,) or (1,) or ()
+    *,
     split=None,
     swap=False,
     layout="st",
@@ -74,10 +74,9 @@ def affine_coupling(
     Raises ValueError for shapes, devices and options that do not fit, TypeError for dtypes.
     """
     inputs = prepare(x, s, t, scale, weight, split, swap, layout)
-    if transformed(inputs) or not has_kernel(inputs[0]):
-        x, s, t, weight = inputs
+    if transformed(inputs) or not has_kernel(*inputs[:2]):
         options = {"split": split, "swap": swap, "layout": layout, "inverse": inverse}
-        return affine_coupling_ref(x, s, t, scale, weight=weight, **options)
+        return affine_coupling_ref(*inputs[:3], scale, inputs[3], **options)
     return _affine_coupling(*inputs, scale, split, swap, layout, inverse)
 
 
@@ -88,8 +87,8 @@ def affine_coupling_grad(
     s,
     t=None,
     scale="tanh",
-    *,
     weight=None,
+    *,
     split=None,
     swap=False,
     layout="st",
@@ -106,12 +105,13 @@ def affine_coupling_grad(
         if scale == "additive":
             options = {"scale": scale, "split": split, "swap": swap, "inverse": not inverse}
             return affine_coupling(y, s, **options)[0], *additive_grads(dy, split, swap, inverse)
-        run = _affine_coupling_backward if has_kernel(inputs[0]) else backward_ref
+        run = _affine_coupling_backward if has_kernel(*inputs[:2]) else backward_ref
         x, dx, ds, dt, dweight = run(
             *(*inputs, dy, dlogdet, scale, split, swap, layout, inverse, True, True)
         )
-    dweight = None if weight is None else dweight.sum_to_size(weight.shape)
-    return x, dx, ds, None if t is None else dt, dweight
+    if weight is not None:
+        dweight = dweight.sum_to_size(weight.shape).to(weight.dtype)
+    return x, dx, ds, None if t is None else dt, None if weight is None else dweight
 
 
 def kept_half(x, split, swap=False):
@@ -123,9 +123,12 @@ def kept_half(x, split, swap=False):
     return halves(x, split, swap)[0]
 
 
-def has_kernel(x):
+def has_kernel(x, s):
     """Whether there is a kernel for x; says so once where a CPU could have one."""
     if on_triton(x, "affine_coupling"):
+        from ._affine_coupling_triton import check_sizes
+
+        check_sizes(x, s)
         return x.dtype != torch.float64
     if x.device.type == "cpu" and native is None:
         warn_reference("affine_coupling")
@@ -144,7 +147,7 @@ def _affine_coupling(
     layout: str,
     inverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns y and logdet; weight is (K,)."""
+    """Returns y and logdet; weight is (K,) and of logdet's dtype."""
     y, logdet = torch.empty_like(x), x.new_empty(x.shape[0], dtype=wide_dtype(x))
     if on_triton(x, "affine_coupling"):
         if ready((x, s, t, weight)):
@@ -186,7 +189,7 @@ def _affine_coupling_backward(
     restored = v.new_empty(v.shape if restore else 0)
     dx = v.new_empty(v.shape if needs_x else 0)
     ds, dt = torch.empty_like(s), s.new_empty(s.shape if apart else 0)
-    dweight = s.new_empty(0 if weight is None else K)
+    dweight = s.new_empty(0 if weight is None else K, dtype=wide_dtype(s))
     grads = [restored, dx, ds, dt, dweight]
     places = [g if g is ds or g.ndim > 1 else None for g in grads[:4]]
     places.append(None if weight is None else dweight)
@@ -286,7 +289,7 @@ def codes(scale, split, swap, layout, inverse):
 
 
 def prepare(x, s, t, scale, weight, split, swap, layout):
-    """The tensors in one dtype, weight (K,), once all is checked."""
+    """The tensors in one dtype, once all is checked; weight (K,) in that of logdet."""
     check(x, s, t, scale, weight, split, swap, layout)
     kind = x.device.type
     given = [v for v in (x, s, t, weight) if v is not None]
@@ -296,7 +299,7 @@ def prepare(x, s, t, scale, weight, split, swap, layout):
             dtype = torch.promote_types(dtype, v.dtype)
         x, s, t, weight = (None if v is None else v.to(dtype) for v in (x, s, t, weight))
     if weight is not None:
-        weight = weight.expand(half_shape(x, split, swap)[1])
+        weight = wide(weight).expand(half_shape(x, split, swap)[1])
     return x, s, t, weight
 
 
@@ -435,8 +438,8 @@ def affine_coupling_ref(
     s,
     t=None,
     scale="tanh",
-    *,
     weight=None,
+    *,
     split=None,
     swap=False,
     layout="st",

@@ -12,6 +12,7 @@ import os
 import torch
 
 from fastgen import kernels
+from fastgen.kernels.affine_coupling import half_shape
 
 
 def ops():
@@ -76,6 +77,87 @@ def tensors(x):
 
 T_TILE = 96  # samples that wavenet_layer's C++ kernel takes at once
 NAN = float("nan")
+
+
+def affine_coupling(
+    B=2,
+    C=4,
+    size=(4, 6),
+    scale="tanh",
+    split="channel",
+    weight=None,
+    apart=False,
+    dtype=torch.float32,
+    **options,
+):
+    """x, s, t, scale and weight, of a channel or of "one" for all, and options of the op."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x = normal(B, C, *size)
+    _, K, *rest = half_shape(x, split, options.get("swap", False))
+    joined = scale != "additive" and not apart
+    return (
+        x,
+        normal(B, 2 * K if joined else K, *rest),
+        normal(B, K, *rest) if apart else None,
+        scale,
+        None if weight is None else normal(*(() if weight == "one" else (K,))),
+        {"split": split, **options},
+    )
+
+
+BOARD = {"split": "checkerboard"}
+AFFINE_COUPLING = {
+    "plain": {},
+    "ones": {"B": 1, "C": 1, "size": (), "split": None},
+    "empty batch": {"B": 0},
+    "no pixels": {"size": (0, 2), "weight": "all"},
+    "halves": {"split": None, "apart": True},
+    "halves out of h": {"split": None, "layout": "ts", "swap": True},
+    "halves, alternating": {"split": None, "layout": "stst", "weight": "all"},
+    "swapped": {"swap": True, "C": 5, "weight": "one"},
+    "t first": {"layout": "ts", "C": 5, "scale": "sigmoid"},
+    "alternate": {"split": "alternate", "C": 7, "layout": "tsts", "scale": "softplus"},
+    "alternate, swapped": {"split": "alternate", "C": 7, "swap": True, "weight": "all"},
+    "checkerboard": {**BOARD, "scale": "exp"},
+    "checkerboard, swapped": {**BOARD, "swap": True, "size": (5, 2), "layout": "stst"},
+    "checkerboard with weights": {**BOARD, "weight": "all", "C": 3, "apart": True},
+    "wide checkerboard": {**BOARD, "size": (3, 70), "scale": "atan", "C": 1},
+    "checkerboard of vectors": {**BOARD, "size": (32, 32), "B": 3, "C": 1, "layout": "ts"},
+    "atan with weights": {"scale": "atan", "weight": "all", "size": (19,)},
+    "softplus": {"scale": "softplus", "weight": "one", "apart": True},
+    "exp": {"scale": "exp", "layout": "tsts"},
+    "sigmoid that divides": {"scale": "sigmoid", "weight": "one"},
+    "additive": {"scale": "additive"},
+    "additive, swapped": {"scale": "additive", "swap": True, "split": "alternate", "size": ()},
+    "additive checkerboard": {**BOARD, "scale": "additive", "C": 1},
+    "2": {"B": 67, "C": 2, "size": ()},
+    "2, alternate": {"B": 67, "C": 2, "size": (), "split": "alternate", "swap": True},
+    "3": {"B": 41, "C": 3, "size": (), "scale": "exp", "layout": "stst", "weight": "all"},
+    "3, alternate": {"B": 41, "C": 3, "size": (), "split": "alternate", "swap": True},
+    "4": {"B": 71, "C": 4, "size": (), "layout": "ts", "swap": True, "weight": "all"},
+    "8": {"B": 37, "C": 8, "size": (), "layout": "tsts", "split": "alternate", "weight": "one"},
+    "16": {"B": 33, "C": 16, "size": (), "scale": "sigmoid", "layout": "stst"},
+    "64": {"B": 9, "C": 64, "size": (), "scale": "softplus", "swap": True},
+    "65, alternate": {"B": 9, "C": 65, "size": (), "split": "alternate", "weight": "all"},
+    "vectors apart": {"B": 19, "C": 6, "size": (), "apart": True, "weight": "all"},
+    "vector halves": {"B": 19, "C": 6, "size": (), "split": None, "layout": "stst"},
+    "wider than a tile": {"B": 2, "C": 1031, "size": (), "split": "alternate"},
+    "a tile": {"size": (16, 32)},
+    "beyond a tile": {"size": (23, 23), "C": 3, "B": 1, "weight": "all"},
+    "inverse": {"inverse": True, "weight": "all"},
+    "inverse sigmoid": {"inverse": True, "scale": "sigmoid", "layout": "ts", "swap": True},
+    "inverse checkerboard": {**BOARD, "inverse": True, "scale": "softplus"},
+    "inverse of vectors": {"inverse": True, "B": 35, "C": 5, "size": (), "scale": "atan"},
+    "inverse exp": {"inverse": True, "scale": "exp", "split": "alternate", "apart": True},
+    "inverse additive": {"inverse": True, "scale": "additive", "C": 5},
+}
+for scale in ("tanh", "sigmoid", "atan", "softplus", "exp", "additive"):  # of samples of any length
+    for C, size in ((3, ()), (50, ()), (3, (7, 11))):
+        AFFINE_COUPLING[f"{scale} of {C}, {size}"] = {"scale": scale, "B": 3, "C": C, "size": size}
 
 
 def masked_conv2d(

@@ -54,7 +54,7 @@ def compare_half(op, ref, args, what):
         evaluate(op, args),
     )
     for i, (a, b, c) in enumerate(zip(got, want, own, strict=True)):
-        assert (a.shape, a.dtype) == (b.shape, dtype), what
+        assert (a.shape, a.dtype) == (b.shape, c.dtype), what
         if b.numel():
             bound = max(TOLERANCE[dtype] * b.abs().max(), 2 * (c.double() - b).abs().max())
             error = (a.double() - b).abs().max()

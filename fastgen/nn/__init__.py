@@ -1,5 +1,6 @@
 """Layers that take the place of torch's, and bijections for flows."""
 
+from .affine_coupling import AffineCoupling
 from .bijector import Bijector, Chain, Half
 from .causal_conv1d import CausalConv1d
 from .convert import Report, convert, restore
@@ -12,6 +13,7 @@ from .squeeze import Logit, Rescale, Squeeze, Unsqueeze
 
 __all__ = [
     "ActNorm",
+    "AffineCoupling",
     "BatchNorm",
     "Bijector",
     "CausalConv1d",

@@ -1,0 +1,112 @@
+"""AffineCoupling by itself, and in place of the couplings of other people's flows."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen.kernels import affine_coupling_ref, kept_half
+from fastgen.nn import AffineCoupling
+
+
+class Perceptron(nn.Sequential):
+    """From D features to O; takes and ignores a context, as nflows gives one."""
+
+    def __init__(self, D, O):
+        super().__init__(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, O))
+
+    def forward(self, x, context=None):
+        return super().forward(x)
+
+
+def test_a_layer():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.rand(3))
+    layer = AffineCoupling(
+        nn.Conv2d(3, 6, 3, padding=1), split="checkerboard", weight=weight, swap=True, layout="ts"
+    )
+    x = torch.randn(2, 3, 4, 6)
+    y, logdet = layer(x)
+    options = {"weight": weight, "split": "checkerboard", "swap": True, "layout": "ts"}
+    want = affine_coupling_ref(x, layer.net(kept_half(x, "checkerboard", True)), **options)
+    for a, b in zip((y, logdet), want, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    back, negative = layer.inverse(y)
+    assert torch.allclose(back, x, atol=1e-6)
+    assert torch.allclose(negative, -logdet, atol=1e-6)
+    assert list(layer.state_dict()) == ["weight", "net.weight", "net.bias"]
+    (y.square().mean() - logdet.mean()).backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_a_fixed_weight():
+    layer = AffineCoupling(Perceptron(2, 4), scale="sigmoid", weight=-1)
+    assert not [name for name, _ in layer.named_parameters() if name == "weight"]
+    assert layer.double()(torch.ones(3, 4, dtype=torch.float64))[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("option", ["split", "scale", "layout"])
+def test_wrong_options(option):
+    with pytest.raises(ValueError, match=rf"AffineCoupling: {option}: expected one of .* got 'x'"):
+        AffineCoupling(nn.Identity(), **{option: "x"})
+
+
+def same(model, other, x):
+    """Hold two flows to the same densities, and gradients of them, and one to the inverse."""
+    first, second = model.log_prob(x), other.log_prob(x)
+    assert torch.allclose(first, second, rtol=1e-5, atol=1e-5)
+    grads = [
+        torch.autograd.grad(p.mean(), m.parameters()) for p, m in ((first, model), (second, other))
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv", None])
+@pytest.mark.parametrize("mode", ["channel", "channel_inv"])
+def test_in_a_normflows_model(scale_map, mode):
+    normflows = pytest.importorskip("normflows")
+    torch.manual_seed(0)
+    scale = {"scale": bool(scale_map), "scale_map": scale_map}
+    options = {
+        "exp": {"scale": "exp"},
+        "sigmoid": {"scale": "sigmoid", "weight": -1.0},
+        "sigmoid_inv": {"scale": "sigmoid"},
+        None: {"scale": "additive"},
+    }[scale_map]
+    nets = [Perceptron(3, 6 if scale_map else 3) for _ in range(4)]
+    theirs, ours = [], []
+    for net in nets:
+        permute = normflows.flows.Permute(6, mode="swap")
+        theirs += [normflows.flows.AffineCouplingBlock(net, **scale, split_mode=mode), permute]
+        swap = mode == "channel_inv"
+        ours += [AffineCoupling(net, layout="tsts", swap=swap, **options), permute]
+    base = normflows.distributions.DiagGaussian(6)
+    x = torch.randn(64, 6)
+    same(*(normflows.NormalizingFlow(base, flows) for flows in (theirs, ours)), x)
+
+
+def test_in_an_nflows_model():
+    nflows = pytest.importorskip("nflows.flows")
+    transforms, masks = (
+        pytest.importorskip(f"nflows.{name}") for name in ("transforms", "utils.torchutils")
+    )
+    from nflows.distributions import StandardNormal
+
+    torch.manual_seed(0)
+    theirs, ours = [], []
+    for i in range(4):
+        mask = masks.create_alternating_binary_mask(7, even=bool(i % 2))
+        layer = transforms.AdditiveCouplingTransform(mask, Perceptron)
+        theirs += [layer, transforms.ReversePermutation(7)]
+        # the mask is 1 where x changes
+        ours += [
+            AffineCoupling(
+                layer.transform_net, split="alternate", scale="additive", swap=bool(i % 2)
+            ),
+            theirs[-1],
+        ]
+    flows = [
+        nflows.Flow(transforms.CompositeTransform(parts), StandardNormal([7]))
+        for parts in (theirs, ours)
+    ]
+    same(*flows, torch.randn(64, 7))
