@@ -70,6 +70,7 @@ def layered(layer, net):
 
 def rivals(shape):
     """Forward and inverse couplings by name."""
+    torch.compiler.reset()  # else it gives up on compiling for one more shape
     found = {"ours": kernels(affine_coupling), "eager": kernels(affine_coupling_ref)}
     compiled = torch.compile(affine_coupling_ref, fullgraph=True, dynamic=False)
     found["torch.compile"] = kernels(compiled)

@@ -44,6 +44,7 @@ SPLITS = (None, "channel", "alternate", "checkerboard")
 LAYOUTS = ("st", "ts", "stst", "tsts")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NATIVE = (torch.float32, torch.float64, torch.bfloat16)  # as csrc/ops.h numbers them
+ON_GPU = (torch.float32, torch.bfloat16)
 BOUND = 80.0
 
 
@@ -69,6 +70,7 @@ def affine_coupling(
     layout: "st" side by side, s first, "ts" t first; "stst" and "tsts" alternating
     Without s, scale="additive", the second argument is t: (B, K, ...).
     Half precisions are computed in float32; under autocast the widest dtype given is taken.
+    float16 runs on the reference, and float64 on a GPU.
     Gradients can be differentiated again.
     returns: y as x, or with `inverse` x as y; logdet (B,) in float32 or float64
     Raises ValueError for shapes, devices and options that do not fit, TypeError for dtypes.
@@ -129,7 +131,7 @@ def has_kernel(x, s):
         from ._affine_coupling_triton import check_sizes
 
         check_sizes(x, s)
-        return x.dtype != torch.float64
+        return x.dtype in ON_GPU
     if x.device.type == "cpu" and native is None:
         warn_reference("affine_coupling")
     return x.device.type in ("cpu", "meta") and native is not None and x.dtype in NATIVE
@@ -305,25 +307,25 @@ def prepare(x, s, t, scale, weight, split, swap, layout):
 
 def check(x, s, t, scale, weight, split, swap, layout):
     """Raise ValueError or TypeError for what does not fit together."""
-    expect(scale in SCALES, f"scale: expected one of {SCALES}, got {scale!r}")
-    expect(layout in LAYOUTS, f"layout: expected one of {LAYOUTS}, got {layout!r}")
+    # values are written out only where they are wrong: most calls are short
+    expect(scale in SCALES, "scale", SCALES, repr(scale))
+    expect(layout in LAYOUTS, "layout", LAYOUTS, repr(layout))
     check_split(x, split)
     additive = scale == "additive"
-    expect(not additive or t is None, "t: expected None, for t of additive comes second")
-    expect(not additive or weight is None, "weight: expected None, for additive has no scale")
+    expect(not additive or t is None, "t", "None, for t of additive comes second", "a tensor")
+    expect(not additive or weight is None, "weight", "None, for additive has no scale", "a tensor")
     B, K, *rest = half_shape(x, split, swap)
-    shape, rows = (B, K, *rest), K if t is not None or additive else 2 * K
-    expect(s.shape == (B, rows, *rest), f"s: expected {(B, rows, *rest)}, got {tuple(s.shape)}")
+    rows = K if t is not None or additive else 2 * K
+    expect(s.shape == (B, rows, *rest), "s", (B, rows, *rest), s)
     if t is not None:
-        expect(t.shape == shape, f"t: expected {shape}, got {tuple(t.shape)}")
+        expect(t.shape == (B, K, *rest), "t", (B, K, *rest), t)
     if weight is not None:
-        fits = weight.shape in ((K,), (1,), ())
-        expect(fits, f"weight: expected {(K,)} or one number, got {tuple(weight.shape)}")
+        expect(weight.shape in ((K,), (1,), ()), "weight", f"{(K,)} or one number", weight)
     autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
     for name, v in (("x", x), ("s", s), ("t", t), ("weight", weight)):
         if v is None:
             continue
-        expect(v.device == x.device, f"{name}: expected {x.device}, got {v.device}")
+        expect(v.device == x.device, name, x.device, v.device)
         if v.dtype not in DTYPES:
             raise TypeError(f"affine_coupling: {name}: expected a floating dtype, got {v.dtype}")
         if v.dtype != x.dtype and not autocast:
@@ -331,30 +333,30 @@ def check(x, s, t, scale, weight, split, swap, layout):
 
 
 def check_grads(y, dy, dlogdet):
-    expect(dy.shape == y.shape, f"dy: expected {tuple(y.shape)}, got {tuple(dy.shape)}")
-    shape = None if dlogdet is None else tuple(dlogdet.shape)
-    expect(shape in (None, (y.shape[0],)), f"dlogdet: expected {(y.shape[0],)}, got {shape}")
+    expect(dy.shape == y.shape, "dy", tuple(y.shape), dy)
+    if dlogdet is not None:
+        expect(dlogdet.shape == y.shape[:1], "dlogdet", tuple(y.shape[:1]), dlogdet)
     for name, v, dtype in (("dy", dy, y.dtype), ("dlogdet", dlogdet, wide_dtype(y))):
         if v is None:
             continue
-        expect(v.device == y.device, f"{name}: expected {y.device}, got {v.device}")
+        expect(v.device == y.device, name, y.device, v.device)
         if v.dtype != dtype:
             raise TypeError(f"affine_coupling: {name}: expected {dtype}, got {v.dtype}")
 
 
 def check_split(x, split):
-    expect(split in SPLITS, f"split: expected one of {SPLITS}, got {split!r}")
-    expect(x.ndim >= 2, f"x: expected (B, C, ...), got {tuple(x.shape)}")
+    expect(split in SPLITS, "split", SPLITS, repr(split))
+    expect(x.ndim >= 2, "x", "(B, C, ...)", x)
     if split == "checkerboard":
-        fits = x.ndim == 4 and x.shape[3] % 2 == 0
-        expect(fits, f"x: expected (B, C, H, W) with an even W, got {tuple(x.shape)}")
+        expect(x.ndim == 4 and x.shape[3] % 2 == 0, "x", "(B, C, H, W) with an even W", x)
     elif split:
-        expect(x.shape[1] > 1, f"x: expected two channels at least, got {tuple(x.shape)}")
+        expect(x.shape[1] > 1, "x", "two channels at least", x)
 
 
-def expect(ok, message):
+def expect(ok, name, expected, got):
     if not ok:
-        raise ValueError(f"affine_coupling: {message}")
+        got = tuple(got.shape) if isinstance(got, torch.Tensor) else got
+        raise ValueError(f"affine_coupling: {name}: expected {expected}, got {got}")
 
 
 def half_shape(x, split, swap):

@@ -187,9 +187,9 @@ def test_opcheck():
 
 
 WRONG = {
-    "scale: expected one of": {"scale": "cos"},
-    "split: expected one of": {"split": "diagonal"},
-    "layout: expected one of": {"layout": "sst"},
+    "scale: expected (": {"scale": "cos"},
+    "split: expected (": {"split": "diagonal"},
+    "layout: expected (": {"layout": "sst"},
     "x: expected (B, C, ...), got (3,)": {"x": torch.ones(3)},
     "x: expected two channels at least, got (2, 1, 4, 6)": {"x": torch.ones(2, 1, 4, 6)},
     "x: expected (B, C, H, W) with an even W, got (2, 4, 4, 5)": {
@@ -232,5 +232,5 @@ def test_wrong_gradients_and_dtypes():
         affine_coupling(x, h.double(), split="channel")
     with pytest.raises(TypeError, match=r"x: expected a floating dtype, got torch.int64"):
         affine_coupling(x.long(), h.long(), split="channel")
-    with pytest.raises(ValueError, match=r"split: expected one of"):
+    with pytest.raises(ValueError, match=r"split: expected "):
         kept_half(x, "rows")

@@ -88,6 +88,12 @@ def test_nothing_there(tmp_path):
         ({"config": {"layers": 10**9, "stacks": 1}}, "config: 1000000000 layers"),
         ({"config": {"layers": 2, "stacks": 1, "residual_channels": 10**6}}, "shape"),
         ({"model": "MADE", "config": {"hidden": [1] * 10**6}}, "config: 1000000 layers"),
+        ({"model": "RealNVP", "config": {"blocks": 10**7}}, "config: 10000000 layers"),
+        ({"model": "NICE", "config": {"layers": 9, "depth": 9}}, "config: 81 layers"),
+        (
+            {"model": "Glow", "config": {"scales": 10**9}},
+            "config: Glow: scales: expected at most 16",
+        ),
         ({"model": "MADE", "config": {"shape": [10**9]}}, "config: .*at most 1048576 pixels"),
         ({"model": "MADE", "config": {"hidden": [10**30]}}, "config"),
         ({"model": "NADE", "config": {"shape": [1 << 20], "hidden": 1 << 40}}, "missing"),

@@ -5,9 +5,10 @@ from torch import nn
 
 from .. import kernels
 from ..kernels.affine_coupling import LAYOUTS, SCALES, SPLITS
+from .bijector import Bijector, again, slopes
 
 
-class AffineCoupling(nn.Module):
+class AffineCoupling(Bijector):
     """A part of x scaled and shifted as a network tells of the rest: `kernels.affine_coupling`.
 
     net: from what is kept, `kernels.kept_half`, to s and t in one tensor, side by side or
@@ -42,10 +43,38 @@ class AffineCoupling(nn.Module):
 
     def couple(self, x, context, inverse):
         h = self.net(kernels.kept_half(x, self.split, self.swap), *context)
-        options = {"split": self.split, "swap": self.swap, "layout": self.layout}
-        return kernels.affine_coupling(
-            x, h, scale=self.scale, weight=self.weight, inverse=inverse, **options
-        )
+        return kernels.affine_coupling(x, h, inverse=inverse, **self.options())
+
+    def options(self):
+        """What `kernels.affine_coupling` is told besides tensors of the batch."""
+        return {
+            "scale": self.scale,
+            "weight": self.weight,
+            "split": self.split,
+            "swap": self.swap,
+            "layout": self.layout,
+        }
+
+    def back(self, kept, y, dy, dlogdet):
+        """The network runs once: what it sees is a part of y."""
+        with again(self.net) as (net, parameters):
+            seen = kernels.kept_half(y, self.split, self.swap).detach().requires_grad_()
+            h = net(seen)
+        options = self.options()
+        x, dx, dh, _, dweight = kernels.affine_coupling_grad(y, dy, dlogdet, h.detach(), **options)
+        dseen, grads = slopes((h,), (dh,), seen, parameters)
+        dx = self.add(dx.clone() if dx is dy else dx, dseen)
+        learned = self.weight is not None and self.weight.requires_grad
+        return x, dx, [dweight, *grads] if learned else grads
+
+    def add(self, dx, dseen):
+        """The gradient of all of x, with that of what the network sees added in place."""
+        if self.split == "checkerboard":
+            for row in (0, 1):
+                dx[:, :, row::2, (row + self.swap) % 2 :: 2] += dseen[:, :, row::2]
+        else:
+            kernels.kept_half(dx, self.split, self.swap).add_(dseen)  # a view
+        return dx
 
     def extra_repr(self):
         return f"split={self.split!r}, scale={self.scale!r}, swap={self.swap}"

@@ -40,6 +40,9 @@ class InvertibleConv1x1(Bijector):
         self.sign.copy_(U.diagonal().sign())
         self.order.copy_(P.argmax(0))
 
+    def own(self):
+        return self.lower, self.upper, self.log_scale
+
     def factors(self, lower, upper, log_scale):
         """L and U, with their diagonals."""
         L = lower.tril(-1) + torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
@@ -50,12 +53,12 @@ class InvertibleConv1x1(Bijector):
         return (L @ U)[self.order.argsort()]
 
     def forward(self, x):
-        weight = self.weight(*self.parameters()).to(x.dtype)
+        weight = self.weight(*self.own()).to(x.dtype)
         y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
         return y, self.logdet(x)
 
     def inverse(self, y):
-        L, U = self.factors(*self.parameters())
+        L, U = self.factors(*self.own())
         rows = y.movedim(1, 0).flatten(1)[self.order]  # (C, B ...)
         rows = torch.linalg.solve_triangular(L, rows.to(L.dtype), upper=False, unitriangular=True)
         rows = torch.linalg.solve_triangular(U, rows, upper=True)
@@ -63,7 +66,7 @@ class InvertibleConv1x1(Bijector):
         return rows.to(y.dtype).view(shape).movedim(0, 1).contiguous(), -self.logdet(y)
 
     def back(self, kept, y, dy, dlogdet):
-        own = [p.detach().requires_grad_(p.requires_grad) for p in self.parameters()]
+        own = [p.detach().requires_grad_(p.requires_grad) for p in self.own()]
         x, leaves = self.inverse(y)[0], [p for p in own if p.requires_grad]
         rows, drows = (v.reshape(*v.shape[:2], -1) for v in (x, dy))  # (B, C, ...)
         with torch.enable_grad():

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from ..nn import ActNorm, InvertibleConv1x1
-from .coupling import MLP, Coupling, convnet
+from ..nn import ActNorm, AffineCoupling, InvertibleConv1x1
 from .flow import Flow, check_sizes
 from .multiscale import check_shape, multiscale, scale_map
+from .networks import MLP, convnet
 
 
 class Glow(Flow):
@@ -35,7 +35,7 @@ class Glow(Flow):
         net = partial(convnet, hidden) if len(shape) == 3 else partial(MLP, hidden, 2)
 
         def coupling(C, scale="sigmoid"):
-            return Coupling(net(C - C // 2, 2 * (C // 2)), "channel", False, scale)
+            return AffineCoupling(net(C - C // 2, 2 * (C // 2)), scale=scale)
 
         def walk(C):
             each = [(ActNorm(C), InvertibleConv1x1(C), coupling(C)) for _ in range(layers)]

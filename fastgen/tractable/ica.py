@@ -2,9 +2,9 @@
 
 import math
 
-from ..nn import ActNorm, InvertibleLinear
-from .coupling import MLP, Coupling
+from ..nn import ActNorm, AffineCoupling, InvertibleLinear
 from .flow import Flow, check_sizes
+from .networks import MLP
 
 
 class ICA(Flow):
@@ -31,6 +31,6 @@ class ICA(Flow):
         steps = [ActNorm(D), InvertibleLinear(D)]
         for _ in range(layers):
             net = MLP(hidden, 2, D - D // 2, 2 * (D // 2))
-            steps += [Coupling(net, "channel", False, "tanh"), InvertibleLinear(D)]
+            steps += [AffineCoupling(net), InvertibleLinear(D)]
         super().__init__(shape, levels, steps, source=source, flat=True, reversible=reversible)
         self.config = {**config, "shape": list(shape)}

@@ -4,6 +4,8 @@ import torch
 
 from ..nn import Chain, Half, Squeeze, Unsqueeze
 
+MOST = 16  # scales
+
 
 def multiscale(shape, scales, steps):
     """Bijectors of images that keep the shape: after each scale but the last, half is done.
@@ -40,14 +42,15 @@ def scale_map(shape, scales):
 def check_shape(name, shape, scales, even):
     """Raise ValueError unless images can be squeezed so often, or are a vector of two or more.
 
-    even: W must be so at each scale
+    even: the last scale has no squeeze, but W must be even
     """
     if len(shape) == 1:
         if shape[0] < 2:
             raise ValueError(f"{name}: shape: expected two numbers at least, got {shape}")
         return
-    squeezes = scales - 1 if even else scales
-    H, W = (2**squeezes, 2**scales)
-    if scales > 16 or shape[1] % H or shape[2] % W:
+    if scales > MOST:
+        raise ValueError(f"{name}: scales: expected at most {MOST}, got {scales}")
+    H, W = 2 ** (scales - 1 if even else scales), 2**scales
+    if shape[1] % H or shape[2] % W:
         want = f"H a multiple of {H}, W of {W}, for {scales} scales"
         raise ValueError(f"{name}: shape: expected {want}, got {shape}")

@@ -2,9 +2,9 @@
 
 import math
 
-from ..nn import Diagonal
-from .coupling import MLP, Coupling
+from ..nn import AffineCoupling, Diagonal
 from .flow import Flow, check_sizes
+from .networks import MLP
 
 
 class NICE(Flow):
@@ -36,7 +36,7 @@ class NICE(Flow):
         for i in range(layers):
             swap, changed = i % 2 == 1, (D + i % 2) // 2
             net = MLP(hidden, depth, D - changed, changed)
-            steps.append(Coupling(net, "alternate", swap, "additive"))
+            steps.append(AffineCoupling(net, split="alternate", swap=swap, scale="additive"))
         steps.append(Diagonal(D))
         super().__init__(shape, levels, steps, source=source, flat=True, reversible=reversible)
         self.config = {**config, "shape": list(shape)}

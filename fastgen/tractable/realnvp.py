@@ -5,10 +5,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn import ActNorm, InvertibleBatchNorm
-from .coupling import MLP, Coupling, ResNet
+from ..nn import ActNorm, AffineCoupling, InvertibleBatchNorm
 from .flow import Flow, check_sizes
 from .multiscale import check_shape, multiscale, scale_map
+from .networks import MLP, ResNet
 
 NORMS = {"batch": InvertibleBatchNorm, "actnorm": ActNorm, "none": None}
 
@@ -81,6 +81,7 @@ def alternating(split, C, count, net, norm):
         changed = C if split == "checkerboard" else (C + swap) // 2
         kept = C if split == "checkerboard" else C - changed
         weight = nn.Parameter(torch.ones(changed))
-        steps.append(Coupling(net(kept, 2 * changed), split, swap, "tanh", weight))
+        options = {"split": split, "swap": swap, "weight": weight}
+        steps.append(AffineCoupling(net(kept, 2 * changed), **options))
         steps += [norm(C)] if norm else []
     return steps

@@ -85,6 +85,9 @@ def build(path, device):
     layers = config.get("layers")
     if isinstance(config.get("hidden"), list):
         layers = len(config["hidden"])
+    for inner in (config.get("blocks"), config.get("depth")):  # of each layer of a flow
+        if isinstance(inner, int):
+            layers = inner * (layers if isinstance(layers, int) else 1)
     if isinstance(layers, int) and layers > len(tensors):
         raise CheckpointError(
             f"load: {path}: config: {layers} layers expected, got {len(tensors)} tensors"
