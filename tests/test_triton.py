@@ -23,6 +23,7 @@ from fastgen.kernels.pixelcnn_sample import only_live
 triton = pytest.importorskip("triton")
 tl = triton.language
 at = importlib.import_module("fastgen.kernels._triton").at
+triton_coupling = importlib.import_module("fastgen.kernels._affine_coupling_triton")
 triton_gated = importlib.import_module("fastgen.kernels._pixelcnn_layer_triton")
 triton_layer = importlib.import_module("fastgen.kernels._wavenet_layer_triton")
 triton_mixture = importlib.import_module("fastgen.kernels._logistic_mixture_triton")
@@ -640,6 +641,24 @@ def test_layers_that_32_bits_cannot_count(sizes, what):
             triton_layer.check_sizes(inputs, hop, dilation)
     else:
         triton_layer.check_sizes(inputs, hop, dilation)
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        ((1, 2, 2**29 - 2**12 - 1), None),
+        ((1, 2, 2**29), "numbers in a sample"),
+        ((2**31 - 2**12, 2), "samples"),
+        ((2**30, 2**12), "programs"),
+    ],
+)
+def test_couplings_that_32_bits_cannot_count(shape, what):
+    x = torch.empty(shape, device="meta")
+    if what:
+        with pytest.raises(ValueError, match=f"expected under 2\\^31 {what} on a GPU, got"):
+            triton_coupling.check_sizes(x, x)
+    else:
+        triton_coupling.check_sizes(x, x)
 
 
 @pytest.mark.parametrize(
