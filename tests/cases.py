@@ -27,7 +27,7 @@ def table(op):
 # the most of a size that Triton's interpreter has patience for
 PATIENCE = {
     "wavenet_sample": {"T": 2, "P": 2},
-    "minibatch_discrimination": {"B": 2, "C": 4},
+    "minibatch_discrimination": {"B": 2, "C": 2},
     "pixelcnn_sample": {"H": 2, "W": 3, "L": 2, "n": 17},
 }
 
