@@ -156,14 +156,14 @@ template <class real> struct Planes {
     const real* w = weights;
     for (int64_t k = 0; k < columns; k += L) {
       const vec<real> v = load(yj + k);
-      vec<real> down = load(dyj + k);
+      vec<real> down[2] = {load(dyj + k)}; // one alone would wait for itself
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const vec<real> way = sign<real>(v - xi[r]), wr = load(w + r * J + k);
         t[r] += way * wr;
-        down -= way * wr;
+        down[r % 2] -= way * wr;
       }
-      store(dyj + k, down);
+      store(dyj + k, down[0] + down[1]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) store(total + r * L, t[r]);

@@ -13,16 +13,12 @@ import triton.language as tl
 from ._triton import at
 from ._tuned import constants
 
-FLOAT = [
-    {"ROWS": 16, "COLUMNS": 128, "num_warps": 2},
-    {"ROWS": 16, "COLUMNS": 256, "num_warps": 4},
-    {"ROWS": 8, "COLUMNS": 256, "num_warps": 2},
-    {"ROWS": 8, "COLUMNS": 128, "num_warps": 2},
-]
 CANDIDATES = {  # rows of the other batch at once, and of the program's
-    "float32": FLOAT,
-    "bfloat16": FLOAT,
-    "float16": FLOAT,
+    "float32": [
+        {"ROWS": 16, "COLUMNS": 128, "num_warps": 2},
+        {"ROWS": 16, "COLUMNS": 256, "num_warps": 4},
+        {"ROWS": 32, "COLUMNS": 128, "num_warps": 4},
+    ],
     "float64": [
         {"ROWS": 8, "COLUMNS": 128, "num_warps": 4},
         {"ROWS": 4, "COLUMNS": 128, "num_warps": 2},
@@ -142,7 +138,7 @@ def forward(m, y, o, keep_self, groups):
     x = turned(m, groups)
     z = x if y is None else turned(y, groups)
     out = x.new_empty(x.shape[0], x.shape[2])
-    launch(forward_kernel, o, (x, z, out), int(y is None and not keep_self))
+    launch(forward_kernel, (x, z, out), int(y is None and not keep_self))
     back(out, o, groups)
 
 
@@ -169,8 +165,7 @@ def descend(first, other, dgrad, dm, groups):
     if dgrad is not None:
         vx, vy = (v.new_zeros(v.shape) if u is None else u for u, v in ((vx, x), (vy, y)))
     tensors = (x, y, gx, gy, x if vx is None else vx, y if vy is None else vy, dx, dgx)
-    to = dgrad if dm is None else dm
-    launch(backward_kernel, to, tensors, SECOND=dgrad is not None)
+    launch(backward_kernel, tensors, SECOND=dgrad is not None)
     if dm is not None:
         back(dx, dm, groups)
     if dgrad is not None:
@@ -180,11 +175,7 @@ def descend(first, other, dgrad, dm, groups):
 def turned(x, groups):
     """(N, B, ...) as (groups B, ..., N / groups), half precisions in float32."""
     x = x.unflatten(0, (groups, x.shape[0] // groups)).movedim(1, -1).flatten(0, 1)
-    return x.to(wide(x.dtype)).contiguous()
-
-
-def wide(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def back(x, to, groups):
@@ -193,22 +184,23 @@ def back(x, to, groups):
         to.copy_(x.unflatten(0, (groups, -1)).movedim(-1, 1).flatten(0, 1))
 
 
-def launch(kernel, result, tensors, *options, **constexprs):
-    """Run a kernel, by the constants for the dtype of a result."""
-    (P, C, n), m = tensors[0].shape, tensors[1].shape[2]
-    chosen = constants("minibatch_discrimination", CANDIDATES, result.dtype, result.device)
+def launch(kernel, tensors, *options, **constexprs):
+    x, y, *_ = tensors
+    (P, C, n), m = x.shape, y.shape[2]
+    chosen = constants("minibatch_discrimination", CANDIDATES, x.dtype, x.device)
     programs = P * -(-n // chosen["COLUMNS"])
     if programs:
-        chosen = {"WIDE": wide(result.dtype) == torch.float64, **constexprs, **chosen}
-        with torch.cuda.device_of(result):
+        chosen = {"WIDE": x.dtype == torch.float64, **constexprs, **chosen}
+        with torch.cuda.device_of(x):
             kernel[(programs,)](*tensors, P, C, n, m, *options, **chosen)
 
 
 def choices(dtype, device):
     """All that a launch may have."""
     chosen = constants("minibatch_discrimination", CANDIDATES, dtype, device)
-    double = wide(dtype) == torch.float64
-    return [{"WIDE": double, "SECOND": second, **chosen} for second in (False, True)]
+    return [
+        {"WIDE": dtype == torch.float64, "SECOND": second, **chosen} for second in (False, True)
+    ]
 
 
 def check_sizes(m, y, groups):

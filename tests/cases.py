@@ -29,7 +29,7 @@ def table(op):
 PATIENCE = {
     "logistic_mixture": {"B": 2, "C": 3, "M": 2},
     "wavenet_sample": {"T": 2, "P": 2},
-    "minibatch_discrimination": {"B": 2, "C": 4},
+    "minibatch_discrimination": {"B": 2, "C": 2},
     "pixelcnn_sample": {"H": 2, "W": 3, "L": 2, "n": 17},
 }
 

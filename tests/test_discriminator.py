@@ -237,6 +237,7 @@ WRONG = {
     "Reference: batch: expected 2 rows or more, of each, got [2, 3]": lambda: Reference(
         BatchNorm(3, stats="virtual"), torch.ones(2, 3), torch.ones(3, 3)
     ),
+    "Reference: expected 1 batches, got 2": lambda: network("virtual")[0](0, 0),
     "MinibatchStd: groups: expected a divisor of 3, got 2": lambda: MinibatchStd(2)(
         torch.ones(3, 1)
     ),

@@ -566,6 +566,42 @@ def gated_layers_twice_differentiated():
         close(a, b.double(), torch.float32, "gradients of gradients")
 
 
+def discriminate(*inputs, **options):
+    """`minibatch_discrimination` on `DEVICE`, of and to tensors on the CPU."""
+    return kernels.minibatch_discrimination(*moved(inputs), **options).cpu()
+
+
+@check
+def discrimination_in_half_precision():
+    for dtype in (torch.bfloat16, torch.float16):
+        m, y, options = cases.minibatch_discrimination(N=6, M=4, B=2, groups=2, dtype=dtype)
+        ref = functools.partial(kernels.minibatch_discrimination_ref, **options)
+        compare(functools.partial(discriminate, **options), ref, [m, y], str(dtype))
+
+
+@check
+def discrimination_twice_differentiated():
+    for sizes in ({}, {"N": 4, "M": 6, "groups": 2}):
+        *inputs, options = cases.minibatch_discrimination(**{"B": 2, "C": 3, **sizes})
+        found = []
+        for fn in (discriminate, kernels.minibatch_discrimination_ref):
+            leaves = [v.double().float().requires_grad_() for v in inputs if v is not None]
+            o = fn(*leaves, **options)
+            grads = torch.autograd.grad(o.square().sum(), leaves, create_graph=True)
+            found.append(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))
+        for a, b in zip(*found, strict=True):
+            close(a, b.double(), torch.float32, "gradients of gradients")
+
+
+@pytest.mark.parametrize(("sizes", "what"), [((2**31, 1, 1), "rows"), ((4, 2**31, 3), "programs")])
+def test_batches_that_32_bits_cannot_count(sizes, what):
+    file = importlib.import_module("fastgen.kernels._minibatch_discrimination_triton")
+    m = torch.empty(sizes, device="meta")
+    with pytest.raises(ValueError, match=f"expected under 2\\^31 {what} on a GPU, got"):
+        file.check_sizes(m, None, 1)
+    file.check_sizes(torch.empty(2**20, 2**17, 5, device="meta"), None, 1)
+
+
 @pytest.fixture(scope="module")
 def interpreted():
     return interpret(__file__)

@@ -89,7 +89,8 @@ class Reference(nn.Module):
     network's `BatchNorm`s of "reference" and "virtual" statistics are told how many rows it has.
 
     net: a module of one or several batches    batch: as many reference batches, (R, ...)
-    Raises ValueError for a network without such layers, and for batches that differ in rows.
+    Raises ValueError for a network without such layers, for reference batches that differ in rows,
+    and for another number of batches.
     """
 
     def __init__(self, net, *batch):
@@ -102,10 +103,12 @@ class Reference(nn.Module):
             raise ValueError(f"Reference: net: expected a BatchNorm with stats in {STATS[2:]}")
         for layer in layers:
             layer.reference = rows[0]
-        self.net, self.rows = net, rows[0]
+        self.net, self.rows, self.batches = net, rows[0], len(batch)
         for i, v in enumerate(batch):
             self.register_buffer(f"reference{i}", v.detach().clone())
 
     def forward(self, *x):
+        if len(x) != self.batches:
+            raise ValueError(f"Reference: expected {self.batches} batches, got {len(x)}")
         joined = [torch.cat([getattr(self, f"reference{i}"), v]) for i, v in enumerate(x)]
         return self.net(*joined)[self.rows :]
