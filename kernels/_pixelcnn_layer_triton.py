@@ -23,11 +23,12 @@ from ._tuned import constants
 HALF = [
     {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "STAGES": 3, "num_warps": 8},
     {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "STAGES": 3, "num_warps": 8},
+    {"ROWS": 32, "COLUMNS": 64, "DEPTH": 32, "STAGES": 3, "num_warps": 4},
 ]
 CANDIDATES = {  # rows and columns of a program, terms of a product at once, loads on their way
     "float32": [
         {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 3, "num_warps": 8},
-        {"ROWS": 64, "COLUMNS": 64, "DEPTH": 16, "STAGES": 2, "num_warps": 8},
+        {"ROWS": 32, "COLUMNS": 64, "DEPTH": 16, "STAGES": 2, "num_warps": 8},
     ],
     "bfloat16": HALF,
     "float16": HALF,
