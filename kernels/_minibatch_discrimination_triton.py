@@ -25,7 +25,7 @@ CANDIDATES = {  # rows of the other batch at once, and of the program's
     ],
 }
 FEWEST = 128  # of COLUMNS
-SIZES = ["P", "C", "n", "m"]
+SIZES = ["C", "n", "m"]
 
 
 @triton.jit
@@ -51,7 +51,6 @@ def forward_kernel(
     x,  # (P, C, n)
     y,  # (P, C, m)
     o,  # (P, n)
-    P,
     C,
     n,
     m,
@@ -86,7 +85,6 @@ def backward_kernel(
     vy,
     dx,  # (P, C, n): sums, 0 at first
     dgx,  # (P, n), where SECOND
-    P,
     C,
     n,
     m,
@@ -192,7 +190,7 @@ def launch(kernel, tensors, *options, **constexprs):
     if programs:
         chosen = {"WIDE": x.dtype == torch.float64, **constexprs, **chosen}
         with torch.cuda.device_of(x):
-            kernel[(programs,)](*tensors, P, C, n, m, *options, **chosen)
+            kernel[(programs,)](*tensors, C, n, m, *options, **chosen)
 
 
 def choices(dtype, device):
