@@ -26,7 +26,8 @@ TRAIN, VERIFY, COMMANDS = (
     for part in ("train", "verify", "commands")
 )
 # what `sample` takes for one family or another
-Choice = make_dataclass("Choice", [], bases=tuple(f.options for f in FAMILIES[::-1]), frozen=True)
+OPTIONS = dict.fromkeys(family.options for family in FAMILIES[::-1])
+Choice = make_dataclass("Choice", [], bases=tuple(OPTIONS), frozen=True)
 NONE = Choice()
 
 

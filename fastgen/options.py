@@ -91,7 +91,7 @@ def load(name, device, families):
         raise CheckpointError(f"{name}: {error}") from error
 
 
-def fit(net, source, out, validate, meta, descent):
+def fit(net, source, out, validate, meta, descent, **more):
     """Train, say so, and return the last numbers of `validate` by name."""
     last = {}
 
@@ -99,7 +99,7 @@ def fit(net, source, out, validate, meta, descent):
         last.update(validate(averaged))
         return last
 
-    options = {"validate": remembered, "meta": meta, **asdict(descent)}
+    options = {"validate": remembered, "meta": meta, **asdict(descent), **more}
     training.train(net, source, out=out, **options)
     print(f"wrote {out}: step {descent.steps}")
     return last

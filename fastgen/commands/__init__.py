@@ -1,7 +1,8 @@
 """What each family of models brings to the command `fastgen`."""
 
 from .flows import FLOWS
+from .gans import GANS
 from .images import IMAGES
 from .sound import SOUND
 
-FAMILIES = (SOUND, IMAGES, FLOWS)
+FAMILIES = (SOUND, IMAGES, FLOWS, GANS)

@@ -1,0 +1,122 @@
+"""A GAN: its making, its pictures, and how many modes it finds."""
+
+from typing import NamedTuple
+
+import torch
+
+from .data.images import Images
+from .data.levels import Batches
+from .data.png import grid, write_png
+from .data.points import POINTS, Draws
+from .flows import POINTS_SHOWN, coloured
+from .images import SHOWN
+from .images import labels as labels_of
+from .metrics.modes import modes
+
+LEVELS = 256  # of a pixel
+COUNTED = 10_000  # points whose modes are found
+WIDE = 256  # pixels of a picture of the plane
+
+
+class Plane(NamedTuple):
+    """A set of points that a GAN learned."""
+
+    name: str
+
+    @property
+    def points(self):
+        return POINTS[self.name]
+
+
+class Canvas(NamedTuple):
+    """Images (C, H, W) in [-1, 1]."""
+
+    shape: tuple
+
+    def decode(self, x):
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+class Scaled:
+    """The batches of a source of levels, as numbers in [-1, 1]."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def batch(self, step, size):
+        x, *label = self.source.batch(step, size)
+        return (x * (2 / (LEVELS - 1)) - 1, *label)
+
+
+def format_of(model, meta):
+    """The format of a GAN, of points or of images.
+
+    Raises ValueError for a meta that does not fit the model.
+    """
+    if len(model.shape) == 3:
+        return Canvas(model.shape)
+    name = meta.get("data")
+    if not isinstance(name, str) or name not in POINTS or model.shape != (2,):
+        got = f"{name!r:.80} of {model.shape}"
+        raise ValueError(f"data: expected images, or one of {[*POINTS]} of (2,), got {got}")
+    return Plane(name)
+
+
+def prepare(sizes, data, *, labels, flips, seed):
+    """A GAN, its source of batches, and the meta of its file.
+
+    sizes: build(shape, classes) makes the model
+    """
+    if data in POINTS:
+        if flips or labels:
+            raise ValueError(f"labels, flips: expected none of points, which {data} are")
+        return sizes.build((2,), 0), Draws(POINTS[data], seed), {"data": data}
+    images = Images(data)
+    if labels and not images.classes:
+        raise ValueError(f"labels: expected images with labels, got none in {data}")
+    net = sizes.build(images.shape, images.classes if labels else 0)
+    source = Batches(images, LEVELS, seed=seed, labelled=labels, flips=flips)
+    return net, Scaled(source), {"data": data}
+
+
+class Validation:
+    """Called with a GAN: writes samples.png into a folder; of points it counts the modes."""
+
+    def __init__(self, form, out):
+        self.form, self.out = form, out
+
+    def __call__(self, model):
+        write_png(self.out / "samples.png", picture(model, self.form, None, 0))
+        return numbers(model, self.form, 0) if isinstance(self.form, Plane) else {}
+
+
+def picture(model, form, n, seed, label=None):
+    """Pixels of n samples; of points, where the true ones are beside them."""
+    if isinstance(form, Canvas):
+        n = n or SHOWN
+        return grid(form.decode(model.sample(n, seed=seed, label=labels_of(model, n, label))))
+    n = n or POINTS_SHOWN
+    made = model.sample(n, seed=seed).double().cpu()
+    pair = [counts(x, form.points.box) for x in (form.points.sample(n, seed=seed), made)]
+    return grid(coloured(torch.stack(pair)), 2, scale=1)
+
+
+def counts(x, box):
+    """How bright the cells of a box are, of points x (n, 2): (H, WIDE), the most of them 1."""
+    low, high = (corner.double() for corner in box)
+    side = (high[0] - low[0]) / WIDE
+    rows = int(((high[1] - low[1]) / side).round())
+    column, row = ((x - low) / side).floor().T
+    on = (column >= 0) & (column < WIDE) & (row >= 0) & (row < rows)
+    cells = ((rows - 1 - row) * WIDE + column)[on].long()
+    n = torch.bincount(cells, minlength=rows * WIDE).view(rows, WIDE).double()
+    return n / n.quantile(0.999).clamp(min=1)
+
+
+def numbers(model, form, seed):
+    """By name, what is to be said of points: the modes of those that have such."""
+    points = form.points
+    if getattr(points, "nodes", 0) != 1:  # a curve has no modes
+        return {}
+    found = modes(model.sample(COUNTED, seed=seed).cpu(), points.rule[0], points.sd)
+    return {"modes": found.covered, "share": found.share, "reverse KL": found.reverse_kl}

@@ -1,0 +1,79 @@
+"""The commands for GANs."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastgen import cli
+
+pytest.importorskip("tyro")
+
+
+@pytest.fixture
+def images(tmp_path):
+    path = tmp_path / "set.npz"
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(path, x_train=x, y_train=np.arange(40) % 3, x_test=x[:8], y_test=np.arange(8) % 3)
+    return path
+
+
+def run(*words):
+    return cli.main([str(word) for word in words])
+
+
+def test_points_are_learned_shown_and_counted(tmp_path, capsys):
+    out = tmp_path / "run"
+    train = ["train", "gan", "--data", "eight_gaussians", "--out", out, "--hidden", 16]
+    assert run(*train, "--steps", 3, "--batch-size", 16, "--unrolled", 2) == 0
+    assert (out / "samples.png").is_file()
+    assert "modes" in capsys.readouterr().out
+    assert run("sample", out, "--out", tmp_path / "a.png", "--n", 100, "--seed", 1) == 0
+    assert run("eval", out) == 0
+    printed = capsys.readouterr().out
+    assert "100 samples" in printed
+    assert "share" in printed
+
+
+@pytest.mark.parametrize("game", ["nonsaturating", "f-kl", "wasserstein"])
+def test_images_are_learned_with_their_labels(tmp_path, images, capsys, game):
+    out = tmp_path / "run"
+    sizes = ["--channels", 2, "--latent", 4, "--steps", 2, "--batch-size", 4, "--game", game]
+    train = ["train", "dcgan", "--data", images, "--out", out, "--labels", "--flips", *sizes]
+    assert run(*train, "--discriminator-steps", 2, "--penalty", 1) == 0
+    assert run("sample", out, "--label", 2, "--n", 3, "--out", tmp_path / "a.png") == 0
+    assert "3 images of 8 x 8" in capsys.readouterr().out
+    assert run("sample", out, "--label", 3, "--out", tmp_path / "b.png") == 2
+    assert "label: expected one of 0 ... 2, got 3" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
+    assert run("eval", out) == 2
+    assert "likelihood" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["gan", "--data", "two_moons", "--labels"], "expected none of points"),
+        (["dcgan", "--data", "two_moons"], "DCGAN: shape: expected (C, S, S)"),
+        (["gan", "--data", "nowhere"], "nowhere"),
+        (["gan", "--data", "two_moons", "--penalty", "-1"], "penalty: expected >= 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path, capsys, words, what):
+    assert run("train", *words, "--out", tmp_path / "run", "--steps", 1) == 2
+    assert what in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_curve_has_no_modes(tmp_path, capsys):
+    out = tmp_path / "run"
+    torch.manual_seed(0)
+    assert run("train", "gan", "--data", "two_moons", "--out", out, "--steps", 1) == 0
+    assert run("eval", out) == 2
+    assert "modes, which two_moons have not" in capsys.readouterr().err
+    assert run("sample", out, "--out", tmp_path / "a.png", "--temperature", 0.5) == 2
+
+
+def test_games_verify_by_the_command(capsys):
+    assert run("verify", "unrolled") == 0
+    assert "2 of 2 hold" in capsys.readouterr().out
