@@ -303,7 +303,7 @@ def test_a_layer_becomes_one_kernel_and_is_given_back(name):
 
 
 @models
-def test_copies_compiled_and_autocast(name):
+def test_copies_and_autocast(name):
     model, inputs, what = build(name)
     model(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -316,12 +316,20 @@ def test_copies_compiled_and_autocast(name):
     for other in others:
         assert torch.allclose(other(*inputs), want, atol=1e-5)
         assert sum(isinstance(m, Gated) for m in other.modules()) == len(what)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(*inputs), want, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         got = model(*inputs)
     assert got.dtype == half.dtype
     assert torch.allclose(got.float(), half.float(), atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["masked", "two"])
+def test_converted_models_compile(name):
+    model, inputs, _ = build(name)
+    want = model(*inputs)
+    fastgen.convert(model)
+    torch.compiler.reset()  # of what other tests compiled, of which there may be too much
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(*inputs), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["masked", "two"])
