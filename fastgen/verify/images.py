@@ -138,7 +138,7 @@ def small(make):
 
 
 def standardize(conv, inputs, y):
-    """Give a convolution, whose outputs are y now, such of mean 0 and all together of variance 1."""
+    """Give a convolution outputs of mean 0 and together of variance 1, where they are y now."""
     scale = y.std()
     weight = conv.parametrizations.weight.original0 if is_parametrized(conv) else conv.weight
     weight.div_(scale)
