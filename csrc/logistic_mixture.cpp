@@ -100,10 +100,11 @@ template <class real> struct Mixture {
     }
   }
 
-  // t and f of component m of a vector from place j on; GRAD: and its slopes.
-  template <bool GRAD> Part component(const Tile& i, int64_t m, int64_t j) const {
+  // t and f of component m of a vector from place j on, of logits below the largest,
+  // or a large one would take all digits; GRAD: and its slopes.
+  template <bool GRAD> Part component(const Tile& i, int64_t m, int64_t j, v largest) const {
     const auto row = [&](real* rows, int64_t k) { return rows + (k * M + m) * TILE + j; };
-    Part part{load(row(i.p, 0)), splat<real>(1), splat<real>(1), integers{}};
+    Part part{load(row(i.p, 0)) - largest, splat<real>(1), splat<real>(1), integers{}};
     for (int64_t c = 0, k = 1 + 2 * C; c < C; k += c, ++c) {
       v mean = load(row(i.p, 1 + c)), dmean, ds;
       for (int64_t d = 0; d < c; ++d) {
@@ -129,11 +130,14 @@ template <class real> struct Mixture {
                    LN2 = 0.6931471805599453;
     v top = splat(LEAST), largest = splat(LEAST), sum{}, all{};
     for (int64_t m = 0; m < M; ++m) {
-      const Part part = component<GRAD>(i, m, j);
-      const v t = part.t + __builtin_convertvector(part.power, v) * LN2,
-              l = load(i.p + m * TILE + j);
+      const v l = load(i.p + m * TILE + j);
+      largest = l > largest ? l : largest;
+    }
+    for (int64_t m = 0; m < M; ++m) {
+      const Part part = component<GRAD>(i, m, j, largest);
+      const v t = part.t + __builtin_convertvector(part.power, v) * LN2;
       store(i.t + m * W, t), store(i.f + m * W, part.above / part.below);
-      top = t > top ? t : top, largest = l > largest ? l : largest;
+      top = t > top ? t : top;
     }
     for (int64_t m = 0; m < M; ++m) {
       const v p = exp<real>(load(i.t + m * W) - top) * load(i.f + m * W);
@@ -141,7 +145,7 @@ template <class real> struct Mixture {
       sum += p, all += q;
       if (GRAD) store(i.f + m * W, p), store(i.share + m * W, q);
     }
-    if (!GRAD) return (top - largest) + (log<real>(sum) - log<real>(all));
+    if (!GRAD) return top + (log<real>(sum) - log<real>(all));
     const v scale = g / sum, other = g / all;
     for (int64_t m = 0; m < M; ++m) {
       const v r = load(i.f + m * W) * scale;

@@ -1,4 +1,4 @@
-// The discretized mixture of logistics: kernels/_mixture.py has the math.
+// The discretized mixture of logistics: kernels/logistic_mixture.py has the math.
 #pragma once
 #include "sample.h"
 
@@ -48,8 +48,8 @@ private:
     const T top = largest(z, M);
     T sum = 0;
     for (int64_t m = 0; m < M; ++m) sum += exp<T>(splat(z[m] - top))[0];
-    const T total = top + log<T>(splat(sum))[0];
-    for (int64_t m = 0; m < M; ++m) weights[m] = z[m] - total;
+    const T log_sum = log<T>(splat(sum))[0];
+    for (int64_t m = 0; m < M; ++m) weights[m] = z[m] - top - log_sum;
   }
 
   // A logistic's log-probability of each level, `weight` added.

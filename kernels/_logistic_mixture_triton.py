@@ -83,9 +83,9 @@ def mass(p, codes, c, m, T, C, M, place, last, half, floor):
 
 
 @triton.jit
-def joint(p, codes, m, T, C, M, place, last, half, floor):
-    """A component's logit, and the logarithm of all colors' masses besides."""
-    logit = read(p, m, T, place)
+def joint(p, codes, m, T, C, M, place, last, half, floor, most):
+    """A component's logit below the largest, and with it the logarithm of all colors' masses."""
+    logit = read(p, m, T, place) - most
     t = logit
     for c in range(C):
         t += mass(p, codes, c, m, T, C, M, place, last, half, floor)[0]
@@ -101,13 +101,16 @@ def add(x, top, sum):
 
 @triton.jit
 def sums(p, codes, T, C, M, place, last, half, floor):
-    """`add` of all components' joint probabilities, and of their weights."""
+    """`add` of all components' joint probabilities; the largest logit, and the sum of weights."""
     top, most = tl.full(place.shape, LEAST, tl.float32), tl.full(place.shape, LEAST, tl.float32)
     sum, all = tl.zeros(place.shape, tl.float32), tl.zeros(place.shape, tl.float32)
     for m in range(M):
-        logit, t = joint(p, codes, m, T, C, M, place, last, half, floor)
+        logit = read(p, m, T, place)
+        most = tl.where(logit > most, logit, most)
+    for m in range(M):
+        logit, t = joint(p, codes, m, T, C, M, place, last, half, floor, most)
         top, sum = add(t, top, sum)
-        most, all = add(logit, most, all)
+        all += tl.exp(logit)
     return top, sum, most, all
 
 
@@ -132,8 +135,8 @@ def forward_kernel(
     b, place = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     p += at(b, (1 + 2 * C + C * (C - 1) // 2) * M, 0) * T
     codes += at(b, C, 0) * T
-    top, sum, most, all = sums(p, codes, T, C, M, place, last, half, floor)
-    y = (top - most) + (tl.log(sum) - tl.log(all))
+    top, sum, _most, all = sums(p, codes, T, C, M, place, last, half, floor)
+    y = top + (tl.log(sum) - tl.log(all))
     tl.store(log_p + at(b, T, place), rounded(y, log_p.dtype.element_ty), mask=place < T)
 
 
@@ -164,9 +167,9 @@ def backward_kernel(
     top, sum, most, all = sums(p, codes, T, C, M, place, last, half, floor)
     g = read(dlog_p, b, T, place)
     for m in range(M):
-        logit, t = joint(p, codes, m, T, C, M, place, last, half, floor)
+        logit, t = joint(p, codes, m, T, C, M, place, last, half, floor, most)
         r = tl.exp(t - top) / sum * g
-        write(dp, m, T, place, r - tl.exp(logit - most) / all * g)
+        write(dp, m, T, place, r - tl.exp(logit) / all * g)
         for c in range(C):
             _log_p, dmean, ds = mass(p, codes, c, m, T, C, M, place, last, half, floor)
             write(dp, (1 + c) * M + m, T, place, r * dmean)

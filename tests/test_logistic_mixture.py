@@ -112,6 +112,20 @@ def test_the_tails_are_exact(isa, name):
 
 
 @pytest.mark.parametrize("isa", native.isas())
+def test_what_all_logits_share_is_nothing(isa):
+    native.set_isa(isa)
+    params, codes = torch.randn(2, 9, 70), torch.randint(256, (2, 1, 70))
+    params[:, :3] = torch.randint(-8, 8, (2, 3, 70)) / 4
+    large = params.clone()
+    large[:, :3] += 2.0**20  # no digit of theirs is lost
+    (a, da), (b, db) = (
+        evaluate(lambda p: logistic_mixture(p, codes, 256), [p]) for p in (params, large)
+    )
+    assert torch.equal(a, b)
+    assert torch.equal(da, db)
+
+
+@pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [2, 3, 256, 65536, 2**31])
 def test_extreme_parameters_are_finite(classes, dtype, isa):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen import GatedPixelCNN, PixelCNN, checkpoint, kernels, weights
+from fastgen import GatedPixelCNN, PixelCNN, PixelCNNpp, checkpoint, kernels, weights
 from fastgen.tractable import raster
 
 SMALL = {"layers": 3, "channels": 6, "head_channels": 9, "first_kernel": 3, "levels": 5}
@@ -255,6 +255,17 @@ def test_jacobi_ends_where_a_model_sees_itself(monkeypatch):
     one = torch.ones((), dtype=torch.float64)
     inputs = (raster.raster_uniforms(0, 3, 1, 4, 5), given, one, None, None, "float64")
     assert raster.sample_jacobi(model, *inputs)[1] <= 20
+
+
+@pytest.mark.parametrize("Kind", [GatedPixelCNN, PixelCNNpp])
+def test_autocast_does_not_touch_samples(Kind):
+    torch.manual_seed(0)
+    sizes = {"layers": 2} if Kind is GatedPixelCNN else {"resnets": 1, "stages": 2}
+    model = Kind(**sizes, channels=8, cond_channels=3, height=5, width=6, colors=1)
+    options = {"seed": 0, "cond": 8 * torch.randn(16, 3)}
+    want = model.sample(16, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.sample(16, **options), want)
 
 
 def test_equal_uniforms_give_equal_images():

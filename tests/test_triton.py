@@ -451,6 +451,8 @@ def mixtures_in_their_tails():
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     assert grad.isfinite().all()
     assert mixture(params * torch.nan, codes, 256).isnan().all()
+    params[:, :2] += 2.0**20  # what all logits share is nothing
+    assert torch.equal(mixture(params, codes, 256), got)
 
 
 @check

@@ -72,6 +72,7 @@ class Raster(nn.Module):
         return self.log_prob(x, label, cond) / (-math.log(2) * max(1, x.shape[1:].numel()))
 
     @torch.no_grad()
+    @without_autocast
     def sample(
         self,
         n,

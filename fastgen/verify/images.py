@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..tractable.fvbn import FVSBN
 from ..tractable.made import MADE
@@ -129,22 +130,29 @@ def small(make):
     model = make().eval()
     for p in model.parameters():
         nn.init.normal_(p, std=2 * p[0].numel() ** -0.5 if p.dim() > 1 else 0.5)
-    if isinstance(model, Raster):  # so deep that its logits may have any size
-        logits = model(images())  # (512, 2, 1, 3, 3)
-        scale = logits.std()
-        model.out.bias.sub_(logits.mean((0, 2, 3, 4))).div_(scale)
-        model.out.weight.div_(scale)
+    if isinstance(model, Raster):  # so deep that its outputs may have any size
+        hook = model.out.register_forward_hook(standardize)
+        model(images())
+        hook.remove()
     return model
+
+
+def standardize(conv, inputs, y):
+    """Give a convolution outputs of mean 0 and together of variance 1, where they are y now."""
+    scale = y.std()
+    weight = conv.parametrizations.weight.original0 if is_parametrized(conv) else conv.weight
+    weight.div_(scale)
+    conv.bias.sub_(y.mean((0, 2, 3))).div_(scale)
 
 
 @torch.no_grad()
 def exact(make):
     """A model whose sums are not rounded, so that their order, which is the BLAS's, is no matter.
 
-    Its weights are a few eighths, of PixelCNN++ a quarter of that, so that no logistic says 0 or 1;
-    the hidden units of NADE are 0 or 1.
+    Its weights are a few eighths, of PixelCNN++, without their norms, a quarter of that, so that no
+    logistic says 0 or 1; the hidden units of NADE are 0 or 1.
     """
-    model = make()
+    model = make(weight_norm=False) if make.func is PixelCNNpp else make()
     for p in model.parameters():
         p.copy_(torch.randint(1, 9, p.shape) * (2 * torch.randint(2, p.shape) - 1) / 8)
         if isinstance(model, PixelCNNpp):
