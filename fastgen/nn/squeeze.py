@@ -12,7 +12,8 @@ class Squeeze(Bijector):
     """Each square of 2 x 2 pixels into one of four times the channels.
 
     x: (B, C, H, W)    y: (B, 4C, H / 2, W / 2), of a channel the four pixels in raster order
-    Raises ValueError for odd H or W, and for other shapes. (Dinh et al. 2016, Real NVP, section 3.6.)
+    Raises ValueError for other shapes, and for odd H or W.
+    (Dinh et al. 2016, Real NVP, section 3.6.)
     """
 
     def forward(self, x):
