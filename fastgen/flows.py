@@ -14,6 +14,7 @@ from .images import BATCH, SHOWN, Unseen, bits, pictures_of, spread
 
 HELD_OUT = 1 << 63  # added to the seed of points to measure on
 NUMBER = 10_000  # of such points
+LEVELS = 256
 POINTS_SHOWN = 40_000
 WIDE = 256  # pixels of a picture of the plane
 BETWEEN = 8  # images of an interpolation, both ends among them
@@ -48,13 +49,15 @@ def format_of(model, meta):
 def prepare(sizes, data, *, levels, flips, seed):
     """A flow, its source of batches, and the meta of its file.
 
-    sizes: build(shape, levels) makes the flow, of levels 0 for points
+    sizes: build(shape, levels) makes the flow, of levels 0 for points    levels: None for LEVELS
+    Raises ValueError for points with options of images.
     """
     if data in POINTS:
-        if flips:
-            raise ValueError(f"flips: expected none of points, which {data} are")
+        for name, value in (("flips", flips or None), ("levels", levels)):
+            if value is not None:
+                raise ValueError(f"{name}: expected none of points, which {data} are")
         return sizes.build((2,), 0), Draws(POINTS[data], seed), {"data": data}
-    images = Images(data)
+    images, levels = Images(data), LEVELS if levels is None else levels
     net = sizes.build(images.shape, levels)
     source = Batches(images, levels, seed=seed, mode="threshold", flips=flips)
     own = {"shape": [*images.shape], "binarize": "threshold"}
@@ -62,10 +65,13 @@ def prepare(sizes, data, *, levels, flips, seed):
 
 
 class PointValidation:
-    """Called with a flow: its nats on held-out points; draws its density into a folder."""
+    """Called with a flow: its nats on held-out points; draws its density into a folder.
+
+    Raises ValueError for a number < 2.
+    """
 
     def __init__(self, form, out, number):
-        self.form, self.out, self.number = form, out, number
+        self.form, self.out, self.number = form, out, counted(number)
 
     def __call__(self, model):
         write_png(self.out / "density.png", plane(model, self.form.points, POINTS_SHOWN, 0))
@@ -107,13 +113,19 @@ def point_nats(model, points, number, seed):
 
     Raises ValueError for a number < 2.
     """
-    number = NUMBER if number is None else number
-    if number < 2:
-        raise ValueError(f"files: expected at least 2 points, got {number}")
+    number = counted(number)
     x = points.sample(number, seed=HELD_OUT + seed)
     log_q = log_density(model, x)
     gap = points.log_prob(x) - log_q
     return -log_q.mean().item(), gap.mean().item(), gap.std().item() / math.sqrt(number)
+
+
+def counted(number):
+    """How many points to measure on, so many that there is a standard error."""
+    number = NUMBER if number is None else number
+    if number < 2:
+        raise ValueError(f"files: expected at least 2 points, got {number}")
+    return number
 
 
 @torch.no_grad()

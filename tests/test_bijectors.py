@@ -34,6 +34,7 @@ BIJECTORS = {
     "diagonal": (lambda: Diagonal(5), VECTOR),
     "1x1 convolution": (lambda: InvertibleConv1x1(4), IMAGE),
     "1x1 convolution of vectors": (lambda: InvertibleConv1x1(5), VECTOR),
+    "1x1 convolution of sequences": (lambda: InvertibleConv1x1(4), (4, 6)),
     "linear": (lambda: InvertibleLinear(5), VECTOR),
     "squeeze": (Squeeze, IMAGE),
     "unsqueeze": (Unsqueeze, IMAGE),
@@ -141,6 +142,29 @@ def test_float32_keeps_its_dtype_and_half_its_logdet_in_float32(case):
     for way in (module, module.inverse):
         y, logdet = way(x)
         assert (y.dtype, logdet.dtype) == (torch.float32, torch.float32)
+
+
+def test_autocast_loses_nothing(case):
+    module, x = case
+    module, x = module.float(), x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, logdet = module(x)
+        back, minus = module.inverse(y)
+    assert (y.dtype, logdet.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(minus, -logdet, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_goes_both_ways(case):
+    module, x = case
+    want, _ = module(x)
+    module, x = module.bfloat16(), x.bfloat16()
+    y, logdet = module(x)
+    back, minus = module.inverse(y)
+    assert (y.dtype, back.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (logdet.dtype, minus.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(y.double(), want, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(back, x, rtol=0.1, atol=0.1)
 
 
 def test_nothing_waits_for_values(case):
@@ -270,3 +294,24 @@ def test_logit_by_hand():
 def test_what_cannot_be(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("way", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    "kind", [ActNorm, Diagonal, InvertibleBatchNorm, InvertibleConv1x1, InvertibleLinear]
+)
+def test_other_channels_are_not_broadcast(kind, way):
+    for C, shape in ((1, (5, 4)), (4, (5, 1)), (4, (4,)), (3, (2, 4))):
+        module = kind(C)
+        before = copy.deepcopy(module.state_dict())
+        want = rf"{kind.__name__}: x: expected \(B, {C}.*\), got \({shape[0]},"
+        with pytest.raises(ValueError, match=want):
+            getattr(module, way)(torch.ones(shape))
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name])
+
+
+def test_what_is_no_square_of_pixels():
+    for shape in ((2, 3, 4, 4), (8, 4, 4)):
+        with pytest.raises(ValueError, match=r"Squeeze: y: expected \(B, 4C, H, W\), got \("):
+            Squeeze().inverse(torch.ones(shape))

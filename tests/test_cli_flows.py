@@ -218,6 +218,18 @@ def test_sample_and_temperature(data, tmp_path, capsys):
     assert len(rows[0].unique(dim=0)) == 4
 
 
+def test_images_that_moved(data, tmp_path, capsys):
+    flat = NICE((3, 8, 4), 256, 2, 4, 1).eval()
+    meta = {"data": data + ".gone", "images": {"shape": [3, 8, 4], "binarize": "threshold"}}
+    path, out = saved(tmp_path / "m.safetensors", flat, **meta), tmp_path / "a.png"
+    sample = ["sample", path, "--out", str(out), "--show", "reconstructions", "--data", data]
+    assert cli.main(sample) == 0
+    assert "all 480 levels of 5 images are the same" in capsys.readouterr().out
+    assert torch.equal(
+        tiles(out, (3, 8, 4), 8)[:2], Images(data, "test").x[:1].expand(2, -1, -1, -1)
+    )
+
+
 def test_what_is_redrawn(monkeypatch):
     """The sources of the scales from 1, 2 ... on are the image's, and the others are new."""
     torch.manual_seed(0)
@@ -256,6 +268,10 @@ def test_what_cannot_be_done(data, tmp_path, fails):
     points = saved(tmp_path / "p.safetensors", identity(), data="two_moons")
     sample = partial(fails, "sample", points, *out)
     assert "show: expected none, which is for images, got 'samples'" in sample("--show", "samples")
+    assert "data: expected none, which is for images, got" in sample("--data", "two_moons")
+    assert "data: expected none, which is for flows" in fails(
+        "sample", "pixelcnn", *out, "--data", data
+    )
     assert "dtype: expected 'float32' or 'float64' of a flow" in sample("--dtype", "int8")
     assert "label: expected none, which is for autoregressive" in sample("--label", "1")
     assert "temperature: expected finite and >= 0, got -1" in sample("--temperature", "-1")
@@ -267,6 +283,8 @@ def test_what_cannot_be_done(data, tmp_path, fails):
     assert "files: expected at least 2 points" in fails("eval", points, "--files", "1")
     train = partial(fails, "train", "realnvp", "--out", tmp_path / "run", "--steps", "1", "--data")
     assert "flips: expected none of points" in train("two_moons", "--flips")
+    assert "levels: expected none of points" in train("two_moons", "--levels", "8")
+    assert "files: expected at least 2 points, got 1" in train("two_moons", "--files", "1")
     assert "expected a folder or an npz file" in train("three_moons")
     assert "scales" in train(data, "--scales", "7")
     flat = NICE((3, 8, 4), 256, 2, 4, 1).eval()
@@ -276,7 +294,10 @@ def test_what_cannot_be_done(data, tmp_path, fails):
     assert "redrawn: expected a flow of two scales or more, got one" in err
     nameless = saved(tmp_path / "n.safetensors", flat, images=meta["images"])
     err = fails("sample", nameless, *out, "--show", "interpolations")
-    assert "show: interpolations: the model does not say what it was trained on" in err
+    assert "interpolations: expected --data: the model does not say what it is of" in err
+    assert "data: expected none of samples" in fails("sample", images, *out, "--data", data)
+    err = fails("sample", images, *out, "--data", tmp_path / "moved", "--show", "reconstructions")
+    assert "moved: expected a folder or an npz file" in err
     for i, meta in enumerate(({}, {"data": "mnist"}, {"data": 3}, {"data": ["two_moons"]})):
         broken = saved(tmp_path / f"{i}.safetensors", identity(), **meta)
         assert "data: expected images, or one of ['eight_" in fails("sample", broken, *out)

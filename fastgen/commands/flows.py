@@ -114,6 +114,14 @@ class Shown:
             help_behavior_hint="(default: samples)",
         ),
     ] = None
+    data: Annotated[
+        str | None,
+        arg(
+            metavar="DATA",
+            help="of a flow of images: where those are that are shown",
+            help_behavior_hint="(default: the model's)",
+        ),
+    ] = None
 
 
 def trainer(Kind):
@@ -124,7 +132,9 @@ def trainer(Kind):
         *,
         data: Annotated[str, arg(metavar="DATA")],
         out: Path,
-        levels: int = 256,
+        levels: Annotated[
+            int | None, arg(metavar="INT", help_behavior_hint=f"(default: {flows.LEVELS})")
+        ] = None,
         flips: bool = False,
         files: Annotated[
             int | None, arg(metavar="INT", help_behavior_hint="(default: all, 10,000 points)")
@@ -139,7 +149,7 @@ def trainer(Kind):
             data: eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
                 fashion, cifar, an npz file, or a folder of IDX files or pictures
             out: folder of the run
-            levels: of a pixel
+            levels: of a pixel of images
             flips: mirror half of the images at each step, left for right
             files: held-out points or images to validate on
         """
@@ -169,17 +179,21 @@ def sample(net, meta, form, out, n, shown, sampling):
     seed, net = prepared(sampling)["seed"], net.to(getattr(torch, sampling.dtype))
     began, drawing = time.perf_counter(), {"seed": seed, "temperature": sampling.temperature}
     if isinstance(form, flows.Plane):
-        if shown.show:
-            raise ValueError(f"show: expected none, which is for images, got {shown.show!r}")
+        for name, value in asdict(shown).items():
+            if value is not None:
+                raise ValueError(f"{name}: expected none, which is for images, got {value!r}")
         n = n or flows.POINTS_SHOWN
         write_png(out, flows.plane(net, form.points, n, **drawing))
         print(f"wrote {out}: true density, density, {n:,} points of {form.name}, seed {seed}")
         return
     show, codes = shown.show or "samples", None
+    if show == "samples" and shown.data is not None:
+        raise ValueError(f"data: expected none of samples, got {shown.data!r}")
     if show != "samples":
-        if not isinstance(meta.get("data"), str):
-            raise ValueError(f"show: {show}: the model does not say what it was trained on")
-        codes = Unseen(meta["data"], form, False).codes
+        name = shown.data or meta.get("data")
+        if not isinstance(name, str):
+            raise ValueError(f"{show}: expected --data: the model does not say what it is of")
+        codes = Unseen(name, form, False).codes
     made, columns = flows.PICTURES[show](net, codes, n or SHOWN, **drawing)
     took = time.perf_counter() - began
     write_png(out, grid(form.decode(made), columns))

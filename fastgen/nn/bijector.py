@@ -41,6 +41,13 @@ def zeros(x):
     return x.new_zeros(len(x), dtype=wide(x.dtype))
 
 
+def check_channels(module, x, C):
+    """Raise ValueError unless x is (B, C, ...): another C would be broadcast."""
+    if x.ndim < 2 or x.shape[1] != C:
+        name = type(module).__name__
+        raise ValueError(f"{name}: x: expected (B, {C}, ...), got {tuple(x.shape)}")
+
+
 def wide(dtype):
     """The dtype of a logdet."""
     return torch.promote_types(dtype, torch.float32)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bijector import Bijector, wide
+from ..kernels._op import without_autocast
+from .bijector import Bijector, check_channels, wide
 
 
 class InvertibleConv1x1(Bijector):
@@ -14,7 +15,9 @@ class InvertibleConv1x1(Bijector):
 
     P is a permutation, L unit lower and U strictly upper triangular; P and the signs stay what they
     are at first, those of a random rotation. The inverse solves two triangular systems.
-    x: (B, C, ...)    (Kingma and Dhariwal 2018, Glow, section 3.2.)
+    Under autocast too it is computed as x is, or it would lose what no inverse finds.
+    x: (B, C, ...)    Raises ValueError for another C.
+    (Kingma and Dhariwal 2018, Glow, section 3.2.)
     """
 
     def __init__(self, channels):
@@ -52,19 +55,26 @@ class InvertibleConv1x1(Bijector):
         L, U = self.factors(*parameters)
         return (L @ U)[self.order.argsort()]
 
+    @without_autocast
     def forward(self, x):
+        check_channels(self, x, len(self.sign))
         weight = self.weight(*self.own()).to(x.dtype)
-        y = F.linear(x, weight) if x.ndim == 2 else F.conv2d(x, weight[:, :, None, None])
-        return y, self.logdet(x)
+        if x.ndim == 2:
+            return F.linear(x, weight), self.logdet(x)
+        image = x if x.ndim == 4 else x.flatten(2)[..., None]
+        return F.conv2d(image, weight[:, :, None, None]).view(x.shape), self.logdet(x)
 
+    @without_autocast
     def inverse(self, y):
-        L, U = self.factors(*self.own())
+        check_channels(self, y, len(self.sign))
+        L, U = (v.to(wide(v.dtype)) for v in self.factors(*self.own()))
         rows = y.movedim(1, 0).flatten(1)[self.order]  # (C, B ...)
         rows = torch.linalg.solve_triangular(L, rows.to(L.dtype), upper=False, unitriangular=True)
         rows = torch.linalg.solve_triangular(U, rows, upper=True)
         shape = (y.shape[1], y.shape[0], *y.shape[2:])
         return rows.to(y.dtype).view(shape).movedim(0, 1).contiguous(), -self.logdet(y)
 
+    @without_autocast
     def back(self, kept, y, dy, dlogdet):
         own = [p.detach().requires_grad_(p.requires_grad) for p in self.own()]
         x, leaves = self.inverse(y)[0], [p for p in own if p.requires_grad]

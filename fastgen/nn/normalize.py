@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .bijector import Bijector, wide
+from .bijector import Bijector, check_channels, wide
 
 
 class ActNorm(Bijector):
@@ -14,7 +14,7 @@ class ActNorm(Bijector):
 
     Until then it is the identity. Whether it has been set is known from a tensor that is never
     waited for. In several processes the batch is that of all. x: (B, C, ...)
-    (Kingma and Dhariwal 2018, Glow, section 3.1.)
+    Raises ValueError for another C. (Kingma and Dhariwal 2018, Glow, section 3.1.)
     """
 
     def __init__(self, channels, eps=1e-6):
@@ -26,11 +26,13 @@ class ActNorm(Bijector):
         self.seen = None, 0  # `ready` when it was set here, and how often it had been written
 
     def forward(self, x):
+        check_channels(self, x, len(self.mean))
         if self.training and not self.known() and x.numel():
             self.set(x.detach())
         return normalized(x, self.mean, self.log_std)
 
     def inverse(self, y):
+        check_channels(self, y, len(self.mean))
         return restored(y, self.mean, self.log_std)
 
     def back(self, kept, y, dy, dlogdet):
@@ -60,16 +62,21 @@ class ActNorm(Bijector):
 
 
 class Diagonal(Bijector):
-    """y = x exp(log_scale), of each channel its own. x: (B, C, ...)    (Dinh et al. 2014, NICE)"""
+    """y = x exp(log_scale), of each channel its own. x: (B, C, ...)
+
+    Raises ValueError for another C. (Dinh et al. 2014, NICE)
+    """
 
     def __init__(self, channels):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x):
+        check_channels(self, x, len(self.log_scale))
         return normalized(x, torch.zeros_like(self.log_scale), -self.log_scale)
 
     def inverse(self, y):
+        check_channels(self, y, len(self.log_scale))
         return restored(y, torch.zeros_like(self.log_scale), -self.log_scale)
 
 
@@ -81,7 +88,7 @@ class InvertibleBatchNorm(Bijector):
     In training `forward` takes the batch's mean and variance, and logdet is that of the map which
     they make; `inverse`, and `forward` in evaluation, take the running ones. Without `affine`
     log_scale and shift are zero. x: (B, C, ...)
-    Raises ValueError for a batch of no numbers in training.
+    Raises ValueError for another C, and for a batch of no numbers in training.
     (Dinh et al. 2016, Real NVP, section 3.7.)
     """
 
@@ -97,9 +104,11 @@ class InvertibleBatchNorm(Bijector):
         return self.keep(x)[:2]
 
     def inverse(self, y):
+        check_channels(self, y, len(self.running_mean))
         return restored(y, *self.center(self.running_mean, self.running_var))
 
     def keep(self, x):
+        check_channels(self, x, len(self.running_mean))
         if not self.training:
             mean, var = self.running_mean, self.running_var
             return *normalized(x, *self.center(mean, var)), (mean.clone(), var.clone(), False)

@@ -12,7 +12,8 @@ class Squeeze(Bijector):
     """Each square of 2 x 2 pixels into one of four times the channels.
 
     x: (B, C, H, W)    y: (B, 4C, H / 2, W / 2), of a channel the four pixels in raster order
-    Raises ValueError for odd H or W. (Dinh et al. 2016, Real NVP, section 3.6.)
+    Raises ValueError for other shapes, and for odd H or W.
+    (Dinh et al. 2016, Real NVP, section 3.6.)
     """
 
     def forward(self, x):
@@ -24,6 +25,9 @@ class Squeeze(Bijector):
         return squares.reshape(B, 4 * C, H // 2, W // 2), zeros(x)
 
     def inverse(self, y):
+        if y.ndim != 4 or y.shape[1] % 4:
+            got = tuple(y.shape)
+            raise ValueError(f"Squeeze: y: expected (B, 4C, H, W), got {got}")
         B, C, H, W = y.shape
         squares = y.reshape(B, C // 4, 2, 2, H, W).permute(0, 1, 4, 2, 5, 3)
         return squares.reshape(B, C // 4, 2 * H, 2 * W), zeros(y)
