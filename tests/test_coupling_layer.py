@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import gradgradcheck
 
 from fastgen.kernels import affine_coupling_ref, kept_half
+from fastgen.kernels.affine_coupling import SPLITS
 from fastgen.nn import AffineCoupling
 
 
@@ -36,6 +38,42 @@ def test_a_layer():
     assert list(layer.state_dict()) == ["weight", "net.weight", "net.bias"]
     (y.square().mean() - logdet.mean()).backward()
     assert all(p.grad is not None for p in layer.parameters())
+
+
+@pytest.mark.parametrize("scale", ["tanh", "additive"])
+@pytest.mark.parametrize("split", SPLITS[1:])
+@pytest.mark.parametrize("swap", [False, True])
+def test_gradients_meet_in_x(scale, split, swap):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    K = 5 if split == "checkerboard" else (5 + swap) // 2
+    net = nn.Conv2d(kept_half(x, split, swap).shape[1], K if scale == "additive" else 2 * K, 1)
+    layer = AffineCoupling(net, split=split, scale=scale, swap=swap).double()
+
+    def plain(x):
+        return affine_coupling_ref(x, net(kept_half(x, split, swap)), None, scale, None, **options)
+
+    options = {"split": split, "swap": swap}
+    dy, dlogdet = torch.randn_like(x), torch.randn(2, dtype=torch.float64)
+    douts = (dy, dlogdet)[: 1 if scale == "additive" else 2]
+    given = dy.clone()
+    for v in (x, x * 1):  # a leaf, and not
+        hooked = []
+        v.retain_grad()
+        v.register_hook(hooked.append)
+        want = torch.autograd.grad(plain(v)[: len(douts)], (v, *net.parameters()), douts)
+        outputs = layer(v)[: len(douts)]
+        for _ in range(2):
+            v.grad = None
+            net.zero_grad()
+            torch.autograd.backward(outputs, douts, retain_graph=True)
+            got = v.grad, *(p.grad for p in net.parameters())
+            for a, b in zip((hooked.pop(), *got), (want[0], *want), strict=True):
+                assert torch.allclose(a, b, atol=1e-12)
+    assert torch.equal(dy, given)
+    assert gradgradcheck(lambda x: layer(x)[: len(douts)], (x,), fast_mode=True)
+    J, want = (torch.func.jacrev(lambda x, f=f: f(x)[0])(x) for f in (layer, plain))
+    assert torch.allclose(J, want, atol=1e-12)
 
 
 def test_a_fixed_weight():
