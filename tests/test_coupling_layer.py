@@ -1,5 +1,7 @@
 """AffineCoupling by itself, and in place of the couplings of other people's flows."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,19 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x, context=None):
         return super().forward(x)
+
+
+class Mapped(nn.Module):
+    """A network whose t and s, in `order`, go by a map l of their own, as l and t: for "exp"."""
+
+    def __init__(self, net, log_scale, order):
+        super().__init__()
+        self.net, self.log_scale, self.order = net, log_scale, order
+
+    def forward(self, x, context=None):
+        h = self.net(x)
+        t, s = h.chunk(2, 1) if self.order == "ts" else (h[:, ::2], h[:, 1::2])
+        return torch.cat([self.log_scale(s), t], 1)
 
 
 def test_a_layer():
@@ -123,7 +138,8 @@ def test_in_a_normflows_model(scale_map, mode):
     same(*(normflows.NormalizingFlow(base, flows) for flows in (theirs, ours)), x)
 
 
-def test_in_an_nflows_model():
+@pytest.mark.parametrize("scale", ["additive", "exp"])
+def test_in_an_nflows_model(scale):
     nflows = pytest.importorskip("nflows.flows")
     transforms, masks = (
         pytest.importorskip(f"nflows.{name}") for name in ("transforms", "utils.torchutils")
@@ -131,20 +147,59 @@ def test_in_an_nflows_model():
     from nflows.distributions import StandardNormal
 
     torch.manual_seed(0)
+    coupling = {
+        "additive": transforms.AdditiveCouplingTransform,
+        "exp": transforms.AffineCouplingTransform,
+    }[scale]
     theirs, ours = [], []
     for i in range(4):
         mask = masks.create_alternating_binary_mask(7, even=bool(i % 2))
-        layer = transforms.AdditiveCouplingTransform(mask, Perceptron)
+        layer = coupling(mask, Perceptron)
         theirs += [layer, transforms.ReversePermutation(7)]
+        net = layer.transform_net
+        if scale == "exp":
+            net = Mapped(net, lambda s: torch.log(torch.sigmoid(s + 2) + 1e-3), "ts")
         # the mask is 1 where x changes
-        ours += [
-            AffineCoupling(
-                layer.transform_net, split="alternate", scale="additive", swap=bool(i % 2)
-            ),
-            theirs[-1],
-        ]
+        ours += [AffineCoupling(net, split="alternate", scale=scale, swap=bool(i % 2)), theirs[-1]]
     flows = [
         nflows.Flow(transforms.CompositeTransform(parts), StandardNormal([7]))
         for parts in (theirs, ours)
     ]
     same(*flows, torch.randn(64, 7))
+
+
+def test_in_a_zuko_model():
+    zuko = pytest.importorskip("zuko")
+
+    class Coupling(torch.distributions.Transform):
+        domain = codomain = torch.distributions.constraints.real_vector
+        bijective = True
+
+        def __init__(self, layer):
+            super().__init__()
+            self.call_and_ladj = layer
+            self._call, self._inverse = (lambda x: layer(x)[0]), lambda y: layer.inverse(y)[0]
+
+    class Lazy(zuko.lazy.LazyTransform):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, c=None):
+            return Coupling(self.layer)
+
+    torch.manual_seed(0)
+    model, other = (zuko.flows.NICE(7, transforms=4) for _ in range(2))
+    for i, theirs in enumerate(model.transform.transforms):
+        net = Mapped(theirs.hyper, lambda s: s / (1 + abs(s / math.log(1e-3))), "tsts")
+        ours = AffineCoupling(net, split="alternate", scale="exp", swap=bool(i % 2))
+        other.transform.transforms[i] = Lazy(ours)
+
+    class Density(nn.ModuleList):
+        def log_prob(self, x):
+            return self[0]().log_prob(x)
+
+    x = torch.randn(64, 7)
+    same(Density([model]), Density([other]), x)
+    there = other().transform
+    assert torch.allclose(there.inv(there(x)), x, atol=1e-5)

@@ -16,8 +16,8 @@ class AffineCoupling(Bijector):
          alternating as `layout` says; with scale="additive" to t
     weight: a Parameter where it is learned, a tensor or a number where not
     forward and inverse take x (B, C, ...), and what else net takes; both return such a tensor and
-    the log-determinant of what they did, (B,), so that it stands in for a coupling of normflows or
-    nflows.
+    the log-determinant of what they did, (B,), so that it stands in for a coupling of normflows,
+    nflows or zuko. Where their scale is none of ours, as exp(l), net gives l, with scale="exp".
     Raises ValueError for an unknown split, scale or layout.
     """
 
