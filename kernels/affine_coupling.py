@@ -326,10 +326,8 @@ def check(x, s, t, scale, weight, split, swap, layout):
         if v is None:
             continue
         expect(v.device == x.device, name, x.device, v.device)
-        if v.dtype not in DTYPES:
-            raise TypeError(f"affine_coupling: {name}: expected a floating dtype, got {v.dtype}")
-        if v.dtype != x.dtype and not autocast:
-            raise TypeError(f"affine_coupling: {name}: expected {x.dtype}, got {v.dtype}")
+        expect(v.dtype in DTYPES, name, "a floating dtype", v.dtype, TypeError)
+        expect(v.dtype == x.dtype or autocast, name, x.dtype, v.dtype, TypeError)
 
 
 def check_grads(y, dy, dlogdet):
@@ -337,11 +335,9 @@ def check_grads(y, dy, dlogdet):
     if dlogdet is not None:
         expect(dlogdet.shape == y.shape[:1], "dlogdet", tuple(y.shape[:1]), dlogdet)
     for name, v, dtype in (("dy", dy, y.dtype), ("dlogdet", dlogdet, wide_dtype(y))):
-        if v is None:
-            continue
-        expect(v.device == y.device, name, y.device, v.device)
-        if v.dtype != dtype:
-            raise TypeError(f"affine_coupling: {name}: expected {dtype}, got {v.dtype}")
+        if v is not None:
+            expect(v.device == y.device, name, y.device, v.device)
+            expect(v.dtype == dtype, name, dtype, v.dtype, TypeError)
 
 
 def check_split(x, split):
@@ -353,10 +349,10 @@ def check_split(x, split):
         expect(x.shape[1] > 1, "x", "two channels at least", x)
 
 
-def expect(ok, name, expected, got):
+def expect(ok, name, expected, got, error=ValueError):
     if not ok:
         got = tuple(got.shape) if isinstance(got, torch.Tensor) else got
-        raise ValueError(f"affine_coupling: {name}: expected {expected}, got {got}")
+        raise error(f"affine_coupling: {name}: expected {expected}, got {got}")
 
 
 def half_shape(x, split, swap):

@@ -1,10 +1,14 @@
 """AffineCoupling by itself, and in place of the couplings of other people's flows."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.autograd import gradgradcheck
 
 from fastgen.kernels import affine_coupling_ref, kept_half
+from fastgen.kernels.affine_coupling import SPLITS
 from fastgen.nn import AffineCoupling
 
 
@@ -16,6 +20,19 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x, context=None):
         return super().forward(x)
+
+
+class Mapped(nn.Module):
+    """A network whose t and s, in `order`, go by a map l of their own, as l and t: for "exp"."""
+
+    def __init__(self, net, log_scale, order):
+        super().__init__()
+        self.net, self.log_scale, self.order = net, log_scale, order
+
+    def forward(self, x, context=None):
+        h = self.net(x)
+        t, s = h.chunk(2, 1) if self.order == "ts" else (h[:, ::2], h[:, 1::2])
+        return torch.cat([self.log_scale(s), t], 1)
 
 
 def test_a_layer():
@@ -36,6 +53,42 @@ def test_a_layer():
     assert list(layer.state_dict()) == ["weight", "net.weight", "net.bias"]
     (y.square().mean() - logdet.mean()).backward()
     assert all(p.grad is not None for p in layer.parameters())
+
+
+@pytest.mark.parametrize("scale", ["tanh", "additive"])
+@pytest.mark.parametrize("split", SPLITS[1:])
+@pytest.mark.parametrize("swap", [False, True])
+def test_gradients_meet_in_x(scale, split, swap):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    K = 5 if split == "checkerboard" else (5 + swap) // 2
+    net = nn.Conv2d(kept_half(x, split, swap).shape[1], K if scale == "additive" else 2 * K, 1)
+    layer = AffineCoupling(net, split=split, scale=scale, swap=swap).double()
+
+    def plain(x):
+        return affine_coupling_ref(x, net(kept_half(x, split, swap)), None, scale, None, **options)
+
+    options = {"split": split, "swap": swap}
+    dy, dlogdet = torch.randn_like(x), torch.randn(2, dtype=torch.float64)
+    douts = (dy, dlogdet)[: 1 if scale == "additive" else 2]
+    given = dy.clone()
+    for v in (x, x * 1):  # a leaf, and not
+        hooked = []
+        v.retain_grad()
+        v.register_hook(hooked.append)
+        want = torch.autograd.grad(plain(v)[: len(douts)], (v, *net.parameters()), douts)
+        outputs = layer(v)[: len(douts)]
+        for _ in range(2):
+            v.grad = None
+            net.zero_grad()
+            torch.autograd.backward(outputs, douts, retain_graph=True)
+            got = v.grad, *(p.grad for p in net.parameters())
+            for a, b in zip((hooked.pop(), *got), (want[0], *want), strict=True):
+                assert torch.allclose(a, b, atol=1e-12)
+    assert torch.equal(dy, given)
+    assert gradgradcheck(lambda x: layer(x)[: len(douts)], (x,), fast_mode=True)
+    J, want = (torch.func.jacrev(lambda x, f=f: f(x)[0])(x) for f in (layer, plain))
+    assert torch.allclose(J, want, atol=1e-12)
 
 
 def test_a_fixed_weight():
@@ -85,7 +138,8 @@ def test_in_a_normflows_model(scale_map, mode):
     same(*(normflows.NormalizingFlow(base, flows) for flows in (theirs, ours)), x)
 
 
-def test_in_an_nflows_model():
+@pytest.mark.parametrize("scale", ["additive", "exp"])
+def test_in_an_nflows_model(scale):
     nflows = pytest.importorskip("nflows.flows")
     transforms, masks = (
         pytest.importorskip(f"nflows.{name}") for name in ("transforms", "utils.torchutils")
@@ -93,20 +147,59 @@ def test_in_an_nflows_model():
     from nflows.distributions import StandardNormal
 
     torch.manual_seed(0)
+    coupling = {
+        "additive": transforms.AdditiveCouplingTransform,
+        "exp": transforms.AffineCouplingTransform,
+    }[scale]
     theirs, ours = [], []
     for i in range(4):
         mask = masks.create_alternating_binary_mask(7, even=bool(i % 2))
-        layer = transforms.AdditiveCouplingTransform(mask, Perceptron)
+        layer = coupling(mask, Perceptron)
         theirs += [layer, transforms.ReversePermutation(7)]
+        net = layer.transform_net
+        if scale == "exp":
+            net = Mapped(net, lambda s: torch.log(torch.sigmoid(s + 2) + 1e-3), "ts")
         # the mask is 1 where x changes
-        ours += [
-            AffineCoupling(
-                layer.transform_net, split="alternate", scale="additive", swap=bool(i % 2)
-            ),
-            theirs[-1],
-        ]
+        ours += [AffineCoupling(net, split="alternate", scale=scale, swap=bool(i % 2)), theirs[-1]]
     flows = [
         nflows.Flow(transforms.CompositeTransform(parts), StandardNormal([7]))
         for parts in (theirs, ours)
     ]
     same(*flows, torch.randn(64, 7))
+
+
+def test_in_a_zuko_model():
+    zuko = pytest.importorskip("zuko")
+
+    class Coupling(torch.distributions.Transform):
+        domain = codomain = torch.distributions.constraints.real_vector
+        bijective = True
+
+        def __init__(self, layer):
+            super().__init__()
+            self.call_and_ladj = layer
+            self._call, self._inverse = (lambda x: layer(x)[0]), lambda y: layer.inverse(y)[0]
+
+    class Lazy(zuko.lazy.LazyTransform):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, c=None):
+            return Coupling(self.layer)
+
+    torch.manual_seed(0)
+    model, other = (zuko.flows.NICE(7, transforms=4) for _ in range(2))
+    for i, theirs in enumerate(model.transform.transforms):
+        net = Mapped(theirs.hyper, lambda s: s / (1 + abs(s / math.log(1e-3))), "tsts")
+        ours = AffineCoupling(net, split="alternate", scale="exp", swap=bool(i % 2))
+        other.transform.transforms[i] = Lazy(ours)
+
+    class Density(nn.ModuleList):
+        def log_prob(self, x):
+            return self[0]().log_prob(x)
+
+    x = torch.randn(64, 7)
+    same(Density([model]), Density([other]), x)
+    there = other().transform
+    assert torch.allclose(there.inv(there(x)), x, atol=1e-5)
