@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastgen import cli
-
 pytest.importorskip("tyro")
+
+from fastgen import cli  # noqa: E402
 
 
 @pytest.fixture

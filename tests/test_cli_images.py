@@ -152,7 +152,7 @@ def test_a_pixelcnnpp(labels, data, tmp_path, capsys):
     assert cli.main([*argv, *labels, "--steps", "2"]) == 0
     assert (tmp_path / "run" / "completions.png").exists()
     assert cli.main(["eval", run]) == 0
-    net, _, form = cli.load(run, "cpu")
+    net, _, form, _ = cli.load(run, "cpu", cli.FAMILIES)
     test = Images(data, "test")
     nats = -net.log_prob(form.encode(test.x), test.labels if labels else None).mean().item()
     assert f"{nats:.4f} nats" in capsys.readouterr().out

@@ -177,7 +177,8 @@ def check_sizes(name, shape, levels, **sizes):
     for key, got in sizes.items():
         least = 0 if key == "layers" else 1
         if not isinstance(got, int) or isinstance(got, bool) or not least <= got < MOST:
-            raise ValueError(f"{name}: {key}: expected an int >= {least}, got {got!r:.80}")
+            want = f"an int in [{least}, {MOST})"
+            raise ValueError(f"{name}: {key}: expected {want}, got {got!r:.80}")
 
 
 MOST = 1 << 24
