@@ -19,6 +19,7 @@ ACTS = {  # of (n, I, ...)
     "concat_elu": lambda x: F.elu(torch.cat([x, -x], 1)),
 }
 STEPS = {"up": 0, "same": 1, "down": 2}
+COARSEST = 2**20  # pixels of the image, down and across, for one: sizes are 64-bit
 
 
 class MaskedConv(NamedTuple):
@@ -231,4 +232,6 @@ def check_conv(f, name, O, shapes, groups):
     expect(fits, f"{name}.mask", "one, of what sees more than rows above", f.mask)
     fits = not up or (groups == 1 and f.mask in ("B", None) and source.scale > 1)
     expect(fits, f"{name}.scale", 'mask "B" or None, a coarse source, no colors apart', f.scale)
-    return source.scale // 2 if up else source.scale * STEPS[f.scale]
+    scale = source.scale // 2 if up else source.scale * STEPS[f.scale]
+    expect(scale <= COARSEST, f"{name}.scale", f"at most {COARSEST} pixels for one", scale)
+    return scale

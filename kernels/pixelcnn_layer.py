@@ -49,6 +49,7 @@ NAMES = (
     "cond_v",
     "cond_h",
 )
+OF_V = ("v", "v_weight", "v_bias", "cond_v")  # what v_out is made of
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF)
 
@@ -222,9 +223,11 @@ def setup_context(ctx, inputs, output):
 
 def backward(ctx, dv_out, dh_out, _):
     *inputs, saved = ctx.saved_tensors
-    needs, options = ctx.needs_input_grad[:11], (ctx.k, ctx.residual, ctx.last)
+    needs, options = list(ctx.needs_input_grad[:11]), (ctx.k, ctx.residual, ctx.last)
     if dv_out is None and dh_out is None:
         return (None,) * 15
+    if dh_out is None:  # as in torch, there is no gradient of what h_out alone is made of
+        needs = [needed and NAMES[i] in OF_V for i, needed in enumerate(needs)]
     if torch.is_grad_enabled():
         grads = graph(in_memory(*inputs, *options), (dv_out, dh_out), inputs, needs)
     else:

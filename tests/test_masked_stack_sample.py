@@ -294,6 +294,15 @@ def test_no_layers():
         pack_stack([])
 
 
+def test_resolutions_that_no_image_has():
+    one = torch.ones(1)
+    first = MaskedLayer([MaskedConv(torch.ones(1, 1, 2, 3), 0, "V")], one)
+    half = [MaskedConv(torch.ones(1, 1, 2, 2), i + 1, None, scale="down") for i in range(62)]
+    layers = [first, *(MaskedLayer([f], one) for f in half)]
+    with pytest.raises(ValueError, match=r"scale: expected at most \d+ pixels for one, got"):
+        pack_stack(layers)
+
+
 def test_heads_that_there_are_not():
     layers, _, _ = cases.strided_stack_sample(C=3)
     for bad, what in ((layers[:1], "a multiple of 10 outputs, got 6"), (layers[:5], "resolution")):

@@ -109,6 +109,21 @@ def test_what_is_shut_out_has_no_influence(name):
             close(a, b, torch.float64, name)
 
 
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("used", [0, 1])
+def test_no_gradient_of_what_an_unused_output_is_made_of(used, twice):
+    *inputs, options = cases.pixelcnn_layer(C=6, colors=3, cond=True, dtype=torch.float64)
+    found = []
+    for layer in (pixelcnn_layer, pixelcnn_layer_ref):
+        leaves = [v.clone().requires_grad_() for v in inputs]
+        loss = layer(*leaves, **options)[used].square().sum()
+        found.append(torch.autograd.grad(loss, leaves, allow_unused=True, create_graph=twice))
+    for got, want in zip(*found, strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            close(got, want, torch.float64, "of one output")
+
+
 def test_autocast():
     *inputs, options = cases.pixelcnn_layer(C=8, P=8, cond=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -320,6 +320,8 @@ def test_the_config_makes_an_equal_model(model, tmp_path):
     [
         ({"resnets": 0}, "resnets: expected an int >= 1, got 0"),
         ({"stages": 1.0}, "stages: expected an int >= 1, got 1.0"),
+        ({"stages": 7}, "stages: 7 would halve one pixel of images of 32 x 32"),
+        ({"stages": 10**9}, "stages: 1000000000 would halve one pixel"),
         ({"levels": 300}, "levels: expected at most 256, got 300"),
         ({"colors": 2}, "colors: expected 1 or 3, got 2"),
         ({"dropout": 1.0}, "dropout: expected 0 <= dropout < 1, got 1.0"),

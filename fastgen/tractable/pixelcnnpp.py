@@ -141,6 +141,9 @@ class PixelCNNpp(Raster):
         others = ("dropout", "colors", "weight_norm")
         sizes = {k: v for k, v in self.config.items() if k not in others}
         check_sizes("PixelCNNpp", colors, **sizes)
+        if stages - 1 > (max(2, height, width) - 1).bit_length():
+            shape = f"images of {height} x {width}"
+            raise ValueError(f"PixelCNNpp: stages: {stages} would halve one pixel of {shape}")
         if not 0 <= dropout < 1:
             raise ValueError(f"PixelCNNpp: dropout: expected 0 <= dropout < 1, got {dropout}")
         conditions = (classes, cond_channels, dropout)
