@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("tyro")
 
-from fastgen import cli  # noqa: E402
+from fastgen import cli
 
 
 @pytest.fixture
