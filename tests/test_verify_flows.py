@@ -51,7 +51,7 @@ def test_an_inverse_that_is_none_is_found(monkeypatch):
 
 
 def test_a_gradient_from_the_output_that_lacks_a_part_is_found(monkeypatch):
-    monkeypatch.setattr(AffineCoupling, "add", lambda self, dx, dseen: dx)
+    monkeypatch.setattr("fastgen.nn.affine_coupling.joined", lambda dx, *rest, **own: dx)
     assert failing("glow", verify.reversible) == ["reversible"]
 
 
