@@ -34,7 +34,7 @@ HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF)
 MOST = 60.0  # of a log-scale
 COLORS, CLASSES = 16, 2**31
-SAMPLED = -7.0  # the floor of log-scales that images are sampled with
+FLOOR = -7.0  # of log-scales of images; csrc/mixture.h samples with it too
 
 
 def logistic_mixture(
@@ -228,7 +228,7 @@ def color_logits(params, codes, c, levels):
     joint = F.log_softmax(logits[:, 0], dim=1)[:, None]  # (n, 1, M), then (n, levels, M)
     for e in range(c + 1):
         seen = k[:, e * (e - 1) // 2 : e * (e + 1) // 2].tanh() * x[:, :e, None]
-        own, scale = mean[:, e] + seen.sum(1), log_scale[:, e].clamp(min=SAMPLED)
+        own, scale = mean[:, e] + seen.sum(1), log_scale[:, e].clamp(min=FLOOR)
         at = every if e == c else codes[:, e, None, None]
         joint = joint + log_mass(own[:, None], scale[:, None], at, levels)
     finite = params.isfinite().all(2).all(1)

@@ -8,11 +8,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from .. import kernels
+from ..kernels.logistic_mixture import FLOOR
 from . import mixture
 from .pixelcnn import check_sizes
 from .raster import Raster, working_copy
-
-FLOOR = -7.0  # of log-scales
 
 
 def concat_elu(x):
