@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from .. import kernels
-from ..tractable import mixture
 
 WINDOW = 16384  # predictions made at once
 
@@ -59,5 +58,5 @@ def nats(model, params, codes):
     """-log p(codes) from what the network says of them, params (B, A or 3 M, T)."""
     params = params.double()
     if model.mixtures:
-        return -mixture.log_prob(params, codes, model.classes).sum().item()
+        return -kernels.logistic_mixture(params, codes[:, None], model.classes).sum().item()
     return F.cross_entropy(params, codes, reduction="sum").item()

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from .. import kernels
-from ..kernels.logistic_mixture import FLOOR
-from . import mixture
+from ..kernels.logistic_mixture import FLOOR, log_mass
 from .pixelcnn import check_sizes
 from .raster import Raster, working_copy
 
@@ -111,11 +110,11 @@ class PixelCNNpp(Raster):
         u sees the rows above, ul them and the pixels to the left too
         p(pixel | ...) = sum_m pi_m prod_c p(x_c | mean_mc + sum_(d < c) k_mcd x_d, scale_mc)
 
-    with the discretized logistics of `mixture`; pi, means, scales and k are what the network says
-    of the pixels before. `classes` and `cond_channels` add biases to each resnet. With
-    `weight_norm` the weights of an output are g v / |v|, and `initialize` fits g to data (Salimans
-    and Kingma 2016, "Weight Normalization"). (Salimans et al. 2017, "PixelCNN++: Improving the
-    PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications".)
+    with the discretized logistics of `kernels.logistic_mixture`; pi, means, scales and k are what
+    the network says of the pixels before. `classes` and `cond_channels` add biases to each resnet.
+    With `weight_norm` the weights of an output are g v / |v|, and `initialize` fits g to data
+    (Salimans and Kingma 2016, "Weight Normalization"). (Salimans et al. 2017, "PixelCNN++:
+    Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications".)
 
     Raises ValueError for sizes that do not fit.
     """
@@ -260,7 +259,7 @@ class PixelCNNpp(Raster):
             for d in range(c):
                 own = own + k[:, c * (c - 1) // 2 + d] * x[:, d, None]
             yield log_weight, own, log_scale[:, c]
-            mass = mixture.log_mass(own, log_scale[:, c], codes[:, c, None], levels)
+            mass = log_mass(own, log_scale[:, c], codes[:, c, None], levels)
             log_weight = log_weight + mass
 
     def logits(self, x, label, cond):
@@ -268,7 +267,7 @@ class PixelCNNpp(Raster):
         levels, found = torch.arange(self.config["levels"], device=x.device), []
         for log_weight, mean, log_scale in self.by_color(x, label, cond):
             mean, log_scale = mean[:, :, None], log_scale[:, :, None]  # (B, M, 1, H, W)
-            mass = mixture.log_mass(mean, log_scale, levels[:, None, None], len(levels))
+            mass = log_mass(mean, log_scale, levels[:, None, None], len(levels))
             found.append(torch.logsumexp(log_weight[:, :, None] + mass, dim=1))
         return torch.cat(found, 1)
 

@@ -9,8 +9,8 @@ from torch import nn
 from .. import kernels
 from ..game import Player
 from ..kernels._op import may_wait, without_autocast
+from ..kernels.logistic_mixture import value
 from ..kernels.wavenet_sample import check, check_weights
-from . import mixture
 from .wavenet_stream import Stream
 
 
@@ -51,7 +51,7 @@ class WaveNet(nn.Module):
     both halves, tanh first. `cond_channels` features a frame, a frame each `hop_length` samples,
     interpolated linearly, frame f at sample f * hop_length; without features, zeros stand for
     them. `speakers` adds a bias for each speaker and layer. With `mixtures`, the codes are
-    `classes` equidistant values, and p a discretized mixture of logistics (see `mixture`).
+    `classes` equidistant values, and p is `kernels.logistic_mixture`'s.
 
     Raises ValueError for sizes that do not fit.
     """
@@ -110,7 +110,7 @@ class WaveNet(nn.Module):
         previous = x[:, :-1]
         if self.mixtures:
             dtype = self.embed.weight.dtype
-            previous = mixture.value(previous, self.classes, dtype)[..., None]
+            previous = value(previous, self.classes, dtype)[..., None]
         y = self.embed(previous)
         y = F.pad(y.transpose(1, 2), (1, 0))[..., : x.shape[1]]  # (B, R, T)
         skip = y.new_zeros(x.shape[0], self.config["skip_channels"], x.shape[1])
@@ -126,7 +126,7 @@ class WaveNet(nn.Module):
         logits = self(x, cond, speaker)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.mixtures:
-            return mixture.log_prob(logits, x, self.classes).sum(1)
+            return kernels.logistic_mixture(logits, x[:, None], self.classes).sum(1)
         return -F.cross_entropy(logits, x, reduction="none").sum(1)
 
     def weights(self):
