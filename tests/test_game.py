@@ -164,3 +164,20 @@ def test_least_squares_at_its_targets():
     game = LeastSquares()
     assert game.discriminator(torch.ones(3), torch.zeros(3)) == 0
     assert game.generator(torch.ones(3)) == 0
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e-5, 1e-7, 0.0])
+def test_unrolled_adam_takes_the_steps_of_adam(slope):
+    w = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    holder = nn.ParameterDict({"w": w, "aside": nn.Parameter(torch.ones(2))})
+    loss = lambda p: slope * p["w"].square().sum()  # noqa: E731
+    theta = unroll(holder, loss, 4, lr=0.1, betas=(0.5, 0.99))
+    [again] = torch.autograd.grad(theta["w"].sum(), w)
+    assert again.isfinite().all()
+    assert torch.equal(theta["aside"], holder["aside"])
+    adam = torch.optim.Adam([w], lr=0.1, betas=(0.5, 0.99))
+    for _ in range(4):
+        adam.zero_grad()
+        loss(holder).backward()
+        adam.step()
+    torch.testing.assert_close(theta["w"], w)
