@@ -13,7 +13,7 @@ from .. import gans
 from ..data import write_png
 from ..game import GAMES
 from ..images import SHOWN
-from ..implicit.adversarial import Adversarial
+from ..implicit.adversarial import BETAS, Adversarial
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
 from ..options import (
@@ -30,8 +30,6 @@ from ..options import (
 from ..text import number, table
 from ..verify import games
 from .images import Drawn
-
-BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def gradient_penalty(discriminator, real, fake, slope=1.0):
         got = f"{tuple(real.shape)} and {tuple(fake.shape)}"
         raise ValueError(f"gradient_penalty: expected batches of one shape, got {got}")
     share = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
-    x = torch.lerp(real.detach(), fake.detach(), share).requires_grad_()
+    x = torch.lerp(real, fake, share).requires_grad_()
     with torch.enable_grad():
         total = discriminator(x).sum()
         [grad] = torch.autograd.grad(total, x, create_graph=True)
