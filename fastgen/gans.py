@@ -87,16 +87,16 @@ class Validation:
 
     def __call__(self, model):
         write_png(self.out / "samples.png", picture(model, self.form, None, 0))
-        return numbers(model, self.form, 0) if isinstance(self.form, Plane) else {}
+        return numbers(model, self.form, COUNTED, 0) if isinstance(self.form, Plane) else {}
 
 
 def picture(model, form, n, seed, label=None):
-    """Pixels of n samples; of points, where the true ones are beside them."""
+    """Pixels of n samples; of points, beside where as many true ones are."""
+    n = n or (SHOWN if isinstance(form, Canvas) else POINTS_SHOWN)
+    made = model.sample(n, seed=seed, label=labels_of(model, n, label))
     if isinstance(form, Canvas):
-        n = n or SHOWN
-        return grid(form.decode(model.sample(n, seed=seed, label=labels_of(model, n, label))))
-    n = n or POINTS_SHOWN
-    made = model.sample(n, seed=seed).double().cpu()
+        return grid(form.decode(made))
+    made = made.double().cpu()
     pair = [counts(x, form.points.box) for x in (form.points.sample(n, seed=seed), made)]
     return grid(coloured(torch.stack(pair)), 2, scale=1)
 
@@ -113,10 +113,15 @@ def counts(x, box):
     return n / n.quantile(0.999).clamp(min=1)
 
 
-def numbers(model, form, seed):
-    """By name, what is to be said of points: the modes of those that have such."""
+def numbers(model, form, number, seed):
+    """By name, what is to be said of points: the modes of those that have such.
+
+    number: of samples    Raises ValueError for none.
+    """
+    if number < 1:
+        raise ValueError(f"files: expected at least 1 sample, got {number}")
     points = form.points
     if getattr(points, "nodes", 0) != 1:  # a curve has no modes
         return {}
-    found = modes(model.sample(COUNTED, seed=seed).cpu(), points.rule[0], points.sd)
+    found = modes(model.sample(number, seed=seed).cpu(), points.rule[0], points.sd)
     return {"modes": found.covered, "share": found.share, "reverse KL": found.reverse_kl}

@@ -128,10 +128,13 @@ def sample(net, meta, form, out, n, drawn, sampling):
 def evaluate(net, form, name, files, seed):
     if not isinstance(form, gans.Plane):
         raise ValueError("eval: expected a model with a likelihood, which a GAN of images has not")
-    found = gans.numbers(net, form, seed)
+    if name != form.name:
+        raise ValueError(f"data: expected {form.name}, which the model is of, got {name}")
+    count = gans.COUNTED if files is None else files
+    found = gans.numbers(net, form, count, seed)
     if not found:
         raise ValueError(f"eval: expected points that have modes, which {form.name} have not")
-    print(f"{gans.COUNTED:,} samples of seed {seed}, within 3 standard deviations of a mode")
+    print(f"{count:,} samples of seed {seed}, within 3 standard deviations of a mode")
     print(table([(name, f"{value:.4g}") for name, value in found.items()]))
 
 
