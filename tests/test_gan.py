@@ -1,5 +1,6 @@
 """GANs: whose parameters a step moves, what noise makes, and how modes are counted."""
 
+import dataclasses
 import math
 
 import pytest
@@ -183,7 +184,9 @@ def test_games_verify(verify):
 def test_a_wrong_divergence_is_found(monkeypatch):
     wrong = games.DIVERGENCES["kl"]
     monkeypatch.setitem(games.DIVERGENCES, "pearson", wrong)
-    assert [c.ok for c in games.verify_fgan()].count(False) == 1
+    assert [c.name for c in games.verify_fgan() if not c.ok] == [
+        "pearson: the bound at its best logits"
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"penalty": 10.0}, {"activation": "relu", "classes": 3}])
@@ -243,3 +246,10 @@ def test_a_discriminator_may_be_frozen_in_part():
     kept = first.clone()
     Game(model, "adam", (0.5, 0.9)).turn([Pairs().batch(0, 6)], **TURN)
     assert torch.equal(first, kept)
+
+
+def test_a_bound_that_is_exceeded_is_found(monkeypatch):
+    kl = games.DIVERGENCES["kl"]
+    lost = dataclasses.replace(kl, fake=lambda v: kl.fake(v) - 0.1 * (v - 1).square())
+    monkeypatch.setitem(games.DIVERGENCES, "kl", lost)
+    assert "kl: at other logits" in [c.name for c in games.verify_fgan() if not c.ok]

@@ -148,6 +148,8 @@ GAMES = {
 def gradient_penalty(discriminator, real, fake, slope=1.0):
     """E (||grad D(x)|| - slope)^2 at uniformly random points x between the pairs of two batches.
 
+    Each row is to depend on its own x alone, which batch normalization breaks.
+
     discriminator: (B, ...) -> (B,) or (B, 1)    real, fake: (B, ...)    returns: ()
     Raises ValueError for batches of different shapes.
     Gulrajani et al. 2017, Improved Training of Wasserstein GANs, equation 3.
