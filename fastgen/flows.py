@@ -23,7 +23,7 @@ COLOURS = ((4, 4, 20), (70, 20, 110), (180, 50, 90), (245, 145, 45), (255, 252, 
 
 
 class Plane(NamedTuple):
-    """A set of points with a known density: what a flow of them is shown beside."""
+    """A set of points with a known density: what a model of them is shown beside."""
 
     name: str
 
@@ -39,6 +39,11 @@ def format_of(model, meta):
     """
     if len(model.shape) == 3 and model.levels:
         return pictures_of(model, meta.get("images"))
+    return plane_of(model, meta)
+
+
+def plane_of(model, meta):
+    """The format of a model of points. Raises ValueError for a meta that does not fit it."""
     name = meta.get("data")
     if not isinstance(name, str) or name not in POINTS or model.shape != (2,):
         got = f"{name!r:.80} of {model.shape}"
@@ -140,20 +145,31 @@ def plane(model, points, n, seed, temperature=1.0):
 
     returns: (3, H, W') uint8
     """
-    (left, low), (right, high) = (corner.tolist() for corner in points.box)
-    side = (right - left) / WIDE
-    rows = round((high - low) / side)
+    left, high, side, rows = cells(points.box)
     x = left + (torch.arange(WIDE, dtype=torch.float64) + 0.5) * side
     y = high - (torch.arange(rows, dtype=torch.float64) + 0.5) * side
     at = torch.cartesian_prod(y, x).flip(1)
     drawn = model.sample(n, seed=seed, temperature=temperature).double().cpu()
-    column, row = ((drawn - torch.tensor([left, high])) * torch.tensor([1, -1]) / side).floor().T
-    on = (column >= 0) & (column < WIDE) & (row >= 0) & (row < rows)
-    cells = (row * WIDE + column)[on].long()
     p = points.log_prob(at).exp()
-    count = torch.bincount(cells, minlength=len(p)) / (n * side**2)
+    count = fallen(drawn, points.box).flatten() / (n * side**2)
     brightness = torch.stack([p, log_density(model, at).exp(), count]) / p.max()
     return grid(coloured(brightness.view(3, rows, WIDE)), 3, scale=1)
+
+
+def cells(box):
+    """Of a picture of a box: its left and upper edge, the side of a pixel, and how many rows."""
+    (left, low), (right, high) = (corner.tolist() for corner in box)
+    side = (right - left) / WIDE
+    return left, high, side, round((high - low) / side)
+
+
+def fallen(x, box):
+    """How many of points (n, 2) float64 are in each pixel of a picture of a box, (rows, WIDE)."""
+    left, high, side, rows = cells(box)
+    column, row = ((x - torch.tensor([left, high])) * torch.tensor([1, -1]) / side).floor().T
+    on = (column >= 0) & (column < WIDE) & (row >= 0) & (row < rows)
+    at = (row * WIDE + column)[on].long()
+    return torch.bincount(at, minlength=rows * WIDE).view(rows, WIDE)
 
 
 def mass(model, points):

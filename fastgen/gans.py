@@ -8,24 +8,13 @@ from .data.images import Images
 from .data.levels import Batches
 from .data.png import grid, write_png
 from .data.points import POINTS, Draws
-from .flows import POINTS_SHOWN, coloured
+from .flows import POINTS_SHOWN, Plane, coloured, fallen, plane_of
 from .images import SHOWN
 from .images import labels as labels_of
 from .metrics.modes import modes
 
 LEVELS = 256  # of a pixel
 COUNTED = 10_000  # points whose modes are found
-WIDE = 256  # pixels of a picture of the plane
-
-
-class Plane(NamedTuple):
-    """A set of points that a GAN learned."""
-
-    name: str
-
-    @property
-    def points(self):
-        return POINTS[self.name]
 
 
 class Canvas(NamedTuple):
@@ -55,11 +44,7 @@ def format_of(model, meta):
     """
     if len(model.shape) == 3:
         return Canvas(model.shape)
-    name = meta.get("data")
-    if not isinstance(name, str) or name not in POINTS or model.shape != (2,):
-        got = f"{name!r:.80} of {model.shape}"
-        raise ValueError(f"data: expected images, or one of {[*POINTS]} of (2,), got {got}")
-    return Plane(name)
+    return plane_of(model, meta)
 
 
 def prepare(sizes, data, *, labels, flips, seed):
@@ -87,36 +72,37 @@ class Validation:
 
     def __call__(self, model):
         write_png(self.out / "samples.png", picture(model, self.form, None, 0))
-        return numbers(model, self.form, 0) if isinstance(self.form, Plane) else {}
+        return numbers(model, self.form, COUNTED, 0) if isinstance(self.form, Plane) else {}
 
 
 def picture(model, form, n, seed, label=None):
-    """Pixels of n samples; of points, where the true ones are beside them."""
+    """Pixels of n samples; of points, beside where as many true ones are."""
+    n = n or (SHOWN if isinstance(form, Canvas) else POINTS_SHOWN)
+    made = model.sample(n, seed=seed, label=labels_of(model, n, label))
     if isinstance(form, Canvas):
-        n = n or SHOWN
-        return grid(form.decode(model.sample(n, seed=seed, label=labels_of(model, n, label))))
-    n = n or POINTS_SHOWN
-    made = model.sample(n, seed=seed).double().cpu()
-    pair = [counts(x, form.points.box) for x in (form.points.sample(n, seed=seed), made)]
+        return grid(form.decode(made))
+    made = made.double().cpu()
+    pair = [
+        brightness(fallen(x, form.points.box)) for x in (form.points.sample(n, seed=seed), made)
+    ]
     return grid(coloured(torch.stack(pair)), 2, scale=1)
 
 
-def counts(x, box):
-    """How bright the cells of a box are, of points x (n, 2): (H, WIDE), the most of them 1."""
-    low, high = (corner.double() for corner in box)
-    side = (high[0] - low[0]) / WIDE
-    rows = int(((high[1] - low[1]) / side).round())
-    column, row = ((x - low) / side).floor().T
-    on = (column >= 0) & (column < WIDE) & (row >= 0) & (row < rows)
-    cells = ((rows - 1 - row) * WIDE + column)[on].long()
-    n = torch.bincount(cells, minlength=rows * WIDE).view(rows, WIDE).double()
+def brightness(n):
+    """Of how many points are in each pixel, where most of them are about 1."""
+    n = n.double()
     return n / n.quantile(0.999).clamp(min=1)
 
 
-def numbers(model, form, seed):
-    """By name, what is to be said of points: the modes of those that have such."""
+def numbers(model, form, number, seed):
+    """By name, what is to be said of points: the modes of those that have such.
+
+    number: of samples    Raises ValueError for none.
+    """
+    if number < 1:
+        raise ValueError(f"files: expected at least 1 sample, got {number}")
     points = form.points
     if getattr(points, "nodes", 0) != 1:  # a curve has no modes
         return {}
-    found = modes(model.sample(COUNTED, seed=seed).cpu(), points.rule[0], points.sd)
+    found = modes(model.sample(number, seed=seed).cpu(), points.rule[0], points.sd)
     return {"modes": found.covered, "share": found.share, "reverse KL": found.reverse_kl}

@@ -32,7 +32,16 @@ def test_points_are_learned_shown_and_counted(tmp_path, capsys):
     assert run("eval", out) == 0
     printed = capsys.readouterr().out
     assert "100 samples" in printed
+    assert "10,000 samples" in printed
     assert "share" in printed
+    assert run("eval", out, "--files", 500) == 0
+    assert "500 samples" in capsys.readouterr().out
+    assert run("eval", out, "--files", 0) == 2
+    assert "files: expected" in capsys.readouterr().err
+    assert run("eval", out, "--data", "two_moons") == 2
+    assert "data: expected eight_gaussians, which the model is of" in capsys.readouterr().err
+    assert run("sample", out, "--label", 2, "--out", tmp_path / "b.png") == 2
+    assert "label: expected none of a model without labels, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("game", ["nonsaturating", "f-kl", "wasserstein"])

@@ -1,5 +1,6 @@
 """Games: what each loss is at its optimum, and that players take the turns that they should."""
 
+import dataclasses
 import math
 
 import pytest
@@ -21,6 +22,7 @@ from fastgen.game import (
     gradient_penalty,
     unroll,
 )
+from fastgen.train import train
 from fastgen.verify.games import KNOWN
 
 X = torch.linspace(-12, 13, 20_001, dtype=torch.float64)
@@ -164,3 +166,51 @@ def test_least_squares_at_its_targets():
     game = LeastSquares()
     assert game.discriminator(torch.ones(3), torch.zeros(3)) == 0
     assert game.generator(torch.ones(3)) == 0
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e-5, 1e-7, 0.0])
+def test_unrolled_adam_takes_the_steps_of_adam(slope):
+    w = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    holder = nn.ParameterDict({"w": w, "aside": nn.Parameter(torch.ones(2))})
+    loss = lambda p: slope * p["w"].square().sum()  # noqa: E731
+    theta = unroll(holder, loss, 4, lr=0.1, betas=(0.5, 0.99))
+    [again] = torch.autograd.grad(theta["w"].sum(), w)
+    assert again.isfinite().all()
+    assert torch.equal(theta["aside"], holder["aside"])
+    adam = torch.optim.Adam([w], lr=0.1, betas=(0.5, 0.99))
+    for _ in range(4):
+        adam.zero_grad()
+        loss(holder).backward()
+        adam.step()
+    torch.testing.assert_close(theta["w"], w)
+
+
+@pytest.mark.parametrize("name", ["minimax", "wasserstein", *(n for n in GAMES if n[:2] == "f-")])
+def test_what_one_player_wins_the_other_loses(name):
+    d, g = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)
+    both = GAMES[name].discriminator(d, g) + GAMES[name].generator(g)
+    [slope] = torch.autograd.grad(both, g, allow_unused=True)
+    assert slope is None or slope.abs().max() < 1e-12
+
+
+def test_each_step_of_a_turn_has_a_batch_of_its_own(tmp_path):
+    seen = {"x": [], "y": []}
+
+    class Recorded(Saddle):
+        def players(self):
+            def watch(player):
+                def loss(i):
+                    seen[player.name].append(i.tolist())
+                    return player.loss()
+
+                return dataclasses.replace(player, loss=loss)
+
+            return [watch(player) for player in super().players()]
+
+    source = type("Source", (), {"batch": lambda self, i, size: (torch.full((size,), i),)})()
+    for steps in (1, 2):  # the second goes on where the first stopped
+        options = {"steps": steps, "batch_size": 1, "progress": False}
+        model = Recorded(steps=3)
+        model.config = {}
+        train(model, source, out=tmp_path, **options)
+    assert seen == {"x": [[0], [3]], "y": [[i] for i in range(6)]}

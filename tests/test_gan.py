@@ -1,11 +1,12 @@
 """GANs: whose parameters a step moves, what noise makes, and how modes are counted."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from fastgen.game import GAMES, Game
+from fastgen.game import GAMES, Game, gradient_penalty
 from fastgen.implicit.dcgan import DCGAN
 from fastgen.implicit.gan import GAN
 from fastgen.metrics.modes import modes
@@ -183,4 +184,72 @@ def test_games_verify(verify):
 def test_a_wrong_divergence_is_found(monkeypatch):
     wrong = games.DIVERGENCES["kl"]
     monkeypatch.setitem(games.DIVERGENCES, "pearson", wrong)
-    assert [c.ok for c in games.verify_fgan()].count(False) == 1
+    assert [c.name for c in games.verify_fgan() if not c.ok] == [
+        "pearson: the bound at its best logits"
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"penalty": 10.0}, {"activation": "relu", "classes": 3}])
+def test_the_generator_sees_the_discriminator_that_adam_would_make(options):
+    model = small(unrolled=3, inner_lr=0.01, **options)
+    x, *label = Pairs(options.get("classes", 0)).batch(0, 6)
+    torch.manual_seed(1)
+    got = model.players()[1].loss(x, *label)
+    torch.manual_seed(1)
+    label = [model.one_hot(x, *label)] if label else []
+    fake = model.generator(model.noise(6, x), *label).detach()
+    D = model.discriminator
+    adam = torch.optim.Adam(D.parameters(), lr=0.01, betas=(0.5, 0.999))
+    for _ in range(3):
+        loss = model.game.discriminator(D(x, *label), D(fake, *label))
+        if "penalty" in options:
+            loss = loss + 10 * gradient_penalty(D, x, fake)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    torch.testing.assert_close(got, model.game.generator(D(fake, *label)))
+
+
+@pytest.mark.parametrize("game", ["wasserstein", "f-jeffrey"])
+def test_losses_are_of_float32_under_autocast(game):
+    model = small(game=game, penalty=10.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        for player in model.players():
+            assert player.loss(*Pairs().batch(0, 6)).dtype == torch.float32
+
+
+def test_batches_of_another_shape_are_refused():
+    DC = DCGAN((1, 8, 8), latent=2, channels=2)
+    for player in DC.players():
+        with pytest.raises(ValueError, match=r"DCGAN: x: expected examples of \(1, 8, 8\)"):
+            player.loss(torch.ones(4, 1, 9, 9))
+        with pytest.raises(ValueError, match="GAN: label: expected the batch to have labels"):
+            small(classes=3).players()[0].loss(torch.ones(4, 2))
+
+
+def test_a_model_in_training_samples_as_it_will_when_trained():
+    torch.manual_seed(0)
+    model = DCGAN((1, 8, 8), latent=2, channels=2).train()
+    kept = {name: t.clone() for name, t in model.state_dict().items()}
+    x = model.sample(4, seed=0)
+    torch.testing.assert_close(model.sample(2, seed=0), x[:2])
+    assert model.training
+    assert model.generator.training
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, kept[name])
+    torch.testing.assert_close(model.eval().sample(4, seed=0), x)
+
+
+def test_a_discriminator_may_be_frozen_in_part():
+    model = small(unrolled=2)
+    first = model.discriminator.layers[0].weight.requires_grad_(False)
+    kept = first.clone()
+    Game(model, "adam", (0.5, 0.9)).turn([Pairs().batch(0, 6)], **TURN)
+    assert torch.equal(first, kept)
+
+
+def test_a_bound_that_is_exceeded_is_found(monkeypatch):
+    kl = games.DIVERGENCES["kl"]
+    lost = dataclasses.replace(kl, fake=lambda v: kl.fake(v) - 0.1 * (v - 1).square())
+    monkeypatch.setitem(games.DIVERGENCES, "kl", lost)
+    assert "kl: at other logits" in [c.name for c in games.verify_fgan() if not c.ok]

@@ -13,7 +13,7 @@ from .. import gans
 from ..data import write_png
 from ..game import GAMES
 from ..images import SHOWN
-from ..implicit.adversarial import Adversarial
+from ..implicit.adversarial import BETAS, Adversarial
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
 from ..options import (
@@ -30,8 +30,6 @@ from ..options import (
 from ..text import number, table
 from ..verify import games
 from .images import Drawn
-
-BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,13 @@ def sample(net, meta, form, out, n, drawn, sampling):
 def evaluate(net, form, name, files, seed):
     if not isinstance(form, gans.Plane):
         raise ValueError("eval: expected a model with a likelihood, which a GAN of images has not")
-    found = gans.numbers(net, form, seed)
+    if name != form.name:
+        raise ValueError(f"data: expected {form.name}, which the model is of, got {name}")
+    count = gans.COUNTED if files is None else files
+    found = gans.numbers(net, form, count, seed)
     if not found:
         raise ValueError(f"eval: expected points that have modes, which {form.name} have not")
-    print(f"{gans.COUNTED:,} samples of seed {seed}, within 3 standard deviations of a mode")
+    print(f"{count:,} samples of seed {seed}, within 3 standard deviations of a mode")
     print(table([(name, f"{value:.4g}") for name, value in found.items()]))
 
 

@@ -148,6 +148,8 @@ GAMES = {
 def gradient_penalty(discriminator, real, fake, slope=1.0):
     """E (||grad D(x)|| - slope)^2 at uniformly random points x between the pairs of two batches.
 
+    Each row is to depend on its own x alone, which batch normalization breaks.
+
     discriminator: (B, ...) -> (B,) or (B, 1)    real, fake: (B, ...)    returns: ()
     Raises ValueError for batches of different shapes.
     Gulrajani et al. 2017, Improved Training of Wasserstein GANs, equation 3.
@@ -156,7 +158,7 @@ def gradient_penalty(discriminator, real, fake, slope=1.0):
         got = f"{tuple(real.shape)} and {tuple(fake.shape)}"
         raise ValueError(f"gradient_penalty: expected batches of one shape, got {got}")
     share = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
-    x = torch.lerp(real.detach(), fake.detach(), share).requires_grad_()
+    x = torch.lerp(real, fake, share).requires_grad_()
     with torch.enable_grad():
         total = discriminator(x).sum()
         [grad] = torch.autograd.grad(total, x, create_graph=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-TINY = 1e-12  # under a root, whose slope at 0 is infinite
+TINY = 1e-16  # least under a root, whose slope at 0 is infinite
 
 
 def unroll(module, loss, steps, *, lr, optimizer="adam", betas=(0.9, 0.999)):
@@ -14,7 +14,8 @@ def unroll(module, loss, steps, *, lr, optimizer="adam", betas=(0.9, 0.999)):
     the module's own are; all steps have the batch that `loss` holds.
 
     loss: parameters by name -> (), for example by `torch.func.functional_call`
-    optimizer: "adam", or "sgd", which has no momentum here    returns: parameters by name
+    optimizer: "adam", or "sgd", which has no momentum here    returns: by name, the parameters
+    that the module trains
     Raises ValueError for steps below 0 and other optimizers.
     Metz, Poole, Pfau and Sohl-Dickstein 2017, Unrolled Generative Adversarial Networks, equation 7.
     """
@@ -22,16 +23,17 @@ def unroll(module, loss, steps, *, lr, optimizer="adam", betas=(0.9, 0.999)):
         raise ValueError(f"unroll: steps: expected >= 0, got {steps}")
     if optimizer not in ("adam", "sgd"):
         raise ValueError(f"unroll: optimizer: expected 'adam' or 'sgd', got {optimizer!r:.80}")
-    theta = dict(module.named_parameters())
-    first = second = [torch.zeros(()).to(p) for p in theta.values()]
+    theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    first = second = [p.new_zeros(()) for p in theta.values()]
     b1, b2 = betas
     for step in range(1, steps + 1):
-        grads = torch.autograd.grad(loss(theta), list(theta.values()), create_graph=True)
+        options = {"create_graph": True, "materialize_grads": True}
+        grads = torch.autograd.grad(loss(theta), list(theta.values()), **options)
         if optimizer == "adam":
             first = [b1 * m + (1 - b1) * g for m, g in zip(first, grads, strict=True)]
             second = [b2 * v + (1 - b2) * g * g for v, g in zip(second, grads, strict=True)]
             grads = [
-                (m / (1 - b1**step)) / ((v / (1 - b2**step) + TINY).sqrt() + 1e-8)
+                (m / (1 - b1**step)) / ((v / (1 - b2**step)).clamp(min=TINY).sqrt() + 1e-8)
                 for m, v in zip(first, second, strict=True)
             ]
         theta = {name: p - lr * g for (name, p), g in zip(theta.items(), grads, strict=True)}

@@ -1,5 +1,7 @@
 """What all models share whose generator learns from a discriminator."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,12 +9,15 @@ from torch.func import functional_call
 
 from .. import kernels
 from ..game import GAMES, Player, gradient_penalty, unroll
+from ..tractable.sources import inside
+
+BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
 
 
 class Adversarial(nn.Module):
     """Two players: G makes x of noise, D tells it from data; the game says what each descends.
 
-        discriminator's loss: game.discriminator(D(x), D(G(z))) + penalty * (||grad D|| - 1)^2
+        discriminator's loss: game.discriminator(D(x), D(G(z))) + penalty * E (||grad D|| - 1)^2
         generator's loss:     game.generator(D(G(z))),  of D as it will be after `unrolled` steps
 
     A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
@@ -20,7 +25,8 @@ class Adversarial(nn.Module):
     `config`, whose keys all of these are:
 
     game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
-    unrolled: steps of Adam at the rate inner_lr that the generator looks ahead    penalty: weight
+    unrolled: steps of Adam, with BETAS and the rate inner_lr, that the generator looks ahead
+    penalty: weight
 
     Raises ValueError for a game that there is not, and counts and weights out of range.
     Goodfellow et al. 2014, Generative Adversarial Nets; Metz et al. 2017, Unrolled Generative
@@ -48,35 +54,40 @@ class Adversarial(nn.Module):
         """The discriminator, which takes its steps first, and the generator."""
 
         def tells(x, label=None):
-            label = self.one_hot(label)
+            label = self.one_hot(x, label)
             with torch.no_grad():
                 fake = self.generator(self.noise(len(x), x), label)
-            d = self.discriminator(x, label)
-            loss = self.game.discriminator(d, self.discriminator(fake, label))
-            if weight := self.config["penalty"]:
-                tell = lambda y: self.discriminator(y, label)  # noqa: E731
-                loss = loss + weight * gradient_penalty(tell, x, fake)
-            return loss
+            return self.loss(self.discriminator, x, fake, label)
 
         def makes(x, label=None):
-            label = self.one_hot(label)
+            label = self.one_hot(x, label)
             fake = self.generator(self.noise(len(x), x), label)
-            if not self.config["unrolled"]:
-                return self.game.generator(self.discriminator(fake, label))
+            tell = self.discriminator
+            if K := self.config["unrolled"]:
 
-            def descended(theta):
-                logits = (functional_call(self.discriminator, theta, (y, label)) for y in (x, fake))
-                return self.game.discriminator(*logits)
+                def descended(theta):
+                    return self.loss(partial(called, theta), x, fake, label)
 
-            K, lr = self.config["unrolled"], self.config["inner_lr"]
-            theta = unroll(self.discriminator, descended, K, lr=lr)
-            return self.game.generator(functional_call(self.discriminator, theta, (fake, label)))
+                lr = self.config["inner_lr"]
+                tell = partial(called, unroll(tell, descended, K, lr=lr, betas=BETAS))
+            return self.game.generator(tell(fake, label).to(self.dtype))
+
+        def called(theta, *seen):
+            return functional_call(self.discriminator, theta, seen)
 
         steps = self.config["steps"]
         return [
             Player("discriminator", self.discriminator, tells, steps=steps),
             Player("generator", self.generator, makes),
         ]
+
+    def loss(self, discriminator, x, fake, label):
+        """What a discriminator descends, whose logits may be of autocast's dtype."""
+        tell = lambda x: discriminator(x, label).to(self.dtype)  # noqa: E731
+        loss = self.game.discriminator(tell(x), tell(fake))
+        if weight := self.config["penalty"]:
+            loss = loss + weight * gradient_penalty(tell, x, fake.to(x))
+        return loss
 
     def noise(self, n, like):
         return torch.randn(n, self.config["latent"], device=like.device, dtype=self.dtype)
@@ -85,7 +96,20 @@ class Adversarial(nn.Module):
     def dtype(self):
         return next(self.parameters()).dtype
 
-    def one_hot(self, label):
+    def one_hot(self, x, label):
+        """The labels that the networks see of a batch, or None.
+
+        Raises ValueError for a batch of another shape than the model's.
+        """
+        name = type(self).__name__
+        if x.shape[1:] != self.shape:
+            got = tuple(x.shape[1:])
+            raise ValueError(f"{name}: x: expected examples of {self.shape}, got {got}")
+        if self.config["classes"] and label is None:
+            raise ValueError(f"{name}: label: expected the batch to have labels, got none")
+        return self.coded(label)
+
+    def coded(self, label):
         if not self.config["classes"]:
             return None
         return F.one_hot(label, self.config["classes"]).to(self.dtype)
@@ -115,6 +139,9 @@ class Adversarial(nn.Module):
         if z is None:
             seed = int(torch.randint(1 << 62, ())) if seed is None else seed
             u = kernels.uniforms(seed, n, latent)
-            z = torch.special.ndtri(u.clamp(min=2.0**-54))
+            z = torch.special.ndtri(inside(u))
         label = None if label is None else label.to(parameter.device)
-        return self.generator(z.to(parameter), self.one_hot(label))
+        training = self.training
+        x = self.eval().generator(z.to(parameter), self.coded(label))
+        self.train(training)
+        return x
