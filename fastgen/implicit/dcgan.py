@@ -64,10 +64,11 @@ class Generator(nn.Module):
             nn.Linear(inputs, widths[0] * side * side, bias=False),
             nn.Unflatten(1, (widths[0], side, side)),
         )
-        layers = []
-        for C, K in zip(widths, [*widths[1:], colors], strict=True):
+        layers, last = [], len(widths) - 1
+        for i, (C, K) in enumerate(zip(widths, [*widths[1:], colors], strict=True)):
             layers += [nn.BatchNorm2d(C), nn.ReLU()]
-            layers += [nn.ConvTranspose2d(C, K, 4, stride=2, padding=1)]
+            # a normalization takes off any bias before it
+            layers += [nn.ConvTranspose2d(C, K, 4, stride=2, padding=1, bias=i == last)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z, label=None):
@@ -83,7 +84,7 @@ class Discriminator(nn.Module):
         super().__init__()
         layers = []
         for i, (C, K) in enumerate(zip([inputs, *widths], widths, strict=False)):
-            layers += [nn.Conv2d(C, K, 4, stride=2, padding=1)]
+            layers += [nn.Conv2d(C, K, 4, stride=2, padding=1, bias=not i)]
             layers += [nn.BatchNorm2d(K)] if i else []
             layers += [nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Flatten())
