@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from fastgen.game import GAMES, Game, gradient_penalty
 from fastgen.implicit.dcgan import DCGAN
@@ -63,11 +64,25 @@ def test_every_game_trains(tmp_path, game):
     assert torch.equal(net.sample(5, seed=0), trained.sample(5, seed=0))
 
 
-def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path):
-    options = {"batch_size": 8, "progress": False}
-    whole = train(small(steps=3), Pairs(), out=tmp_path / "a", steps=6, **options)
-    train(small(steps=3), Pairs(), out=tmp_path / "b", steps=2, **options)
-    parts = train(small(steps=3), Pairs(), out=tmp_path / "b", steps=6, **options)
+def bounded(**options):
+    """With a discriminator of spectral norm 1, a generator of normalized weights."""
+    model = small(**options)
+    for of, net in ((spectral_norm, model.discriminator), (weight_norm, model.generator)):
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.Linear):
+                of(layer)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(small, {"steps": 3}), (bounded, {"steps": 3}), (bounded, {"unrolled": 2})],
+)
+def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, make, options):
+    run = {"batch_size": 8, "progress": False}
+    whole = train(make(**options), Pairs(), out=tmp_path / "a", steps=6, **run)
+    train(make(**options), Pairs(), out=tmp_path / "b", steps=2, **run)
+    parts = train(make(**options), Pairs(), out=tmp_path / "b", steps=6, **run)
     assert torch.equal(state(whole), state(parts))
 
 
