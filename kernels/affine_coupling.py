@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from ._op import (
-    LIB,
+    gradient,
     launch,
     native,
     on_triton,
@@ -132,9 +132,9 @@ def has_kernel(x, s):
 
         check_sizes(x, s)
         return x.dtype in ON_GPU
-    if x.device.type == "cpu" and native is None:
+    if x.is_cpu and native is None:
         warn_reference("affine_coupling")
-    return x.device.type in ("cpu", "meta") and native is not None and x.dtype in NATIVE
+    return (x.is_cpu or x.is_meta) and native is not None and x.dtype in NATIVE
 
 
 @op
@@ -230,9 +230,7 @@ def backward(ctx, dy, dlogdet):
     return *(g if n else None for g, n in zip(grads[1:], needs, strict=True)), *5 * [None]
 
 
-torch.library.register_autograd(
-    "fastgen::affine_coupling", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_affine_coupling, backward, setup_context)
 
 
 def additive_grads(dy, split, swap, inverse):
