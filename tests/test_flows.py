@@ -68,6 +68,26 @@ def test_log_prob_is_the_change_of_variables(model):
     torch.testing.assert_close(minus, -logdet)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_far_away_is_infinitely_unlikely(model, dtype):
+    model = model.to(dtype)
+    x = some(model, 7).to(dtype)
+    want = model.log_prob(x)
+    rows = x.view(7, -1)
+    rows[1, 0], rows[2, -1], rows[3] = math.inf, -math.inf, math.inf
+    rows[4] = 0.9 * torch.finfo(dtype).max
+    rows[4, ::2] *= -1
+    rows[5, 0], rows[5, -1] = math.inf, math.nan
+    got = model.log_prob(x)
+    assert (got[1:4] == -math.inf).all()
+    assert got[4] < -1e30
+    assert got[5].isnan()
+    torch.testing.assert_close(got[[0, 6]], want[[0, 6]])
+    next(model.parameters()).fill_(math.nan)
+    assert model.log_prob(some(model, 2).to(dtype)).isnan().all()
+
+
 def test_a_sample_is_the_inverse_of_its_sources(model):
     n, D = 4, model.dims
     u = kernels.uniforms(5, n, D).view(n, *model.shape)
