@@ -98,8 +98,8 @@ class Folder:
     step-00001000.safetensors    a run's whole state, all that resume needs
 
     Each is replaced whole and stands for one step, so that a kill at any moment leaves complete
-    ones. Both hold the same meta: the caller's, of which "model" and "config" must not change, and
-    "step".
+    ones. Both hold the same meta: the caller's, of which "model", "config" and "data" must not
+    change, and "step".
 
     Raises ValueError, TypeError: meta that is not JSON.
     """
@@ -112,7 +112,7 @@ class Folder:
     def resume(self, tensors):
         """Copy the newest checkpoint, if there is one, into a dict of tensors.
 
-        Raises CheckpointError: all are broken, another model or config, and as `restore`.
+        Raises CheckpointError: all are broken, another model, config or data, and as `restore`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(".*.tmp"):  # of a killed `atomic`
@@ -120,7 +120,10 @@ class Folder:
         if (path := latest(self.path)) is None:
             return
         found, meta = load(path)
-        ours, theirs = ({"model": m.get("model"), **m.get("config", {})} for m in (self.meta, meta))
+        ours, theirs = (
+            {"model": m.get("model"), "data": m.get("data"), **m.get("config", {})}
+            for m in (self.meta, meta)
+        )
         for key in sorted(ours.keys() | theirs.keys()):
             expected, got = ours.get(key, "nothing"), theirs.get(key, "nothing")
             if got != expected:

@@ -71,11 +71,12 @@ def train(
     ema: averaged weights are a ← d·a + (1 - d)·w with d = min(ema, step / (step + 9))
     dtype: "float32", or "bfloat16" for autocast
     validate: called with the averaged model, returns numbers by name for the log
-    keep: checkpoints to keep    meta: JSON object for the checkpoints
+    keep: checkpoints to keep    meta: JSON object for the checkpoints; its "data" names the source
     simultaneous: whether all players' gradients are taken before any of them steps
 
     Raises ValueError: an option out of range, a batch or loss of another shape, a run of another
-    model, a loss or gradient that is not finite (the last checkpoint stays), a broken checkpoint.
+    model or on other data, a loss or gradient that is not finite (the last checkpoint stays), a
+    broken checkpoint.
     """
     _check_range(1, 10**8 - 1, steps=steps, batch_size=batch_size, keep=keep)
     _check_range(1, math.inf, validate_every=validate_every, log_every=log_every)

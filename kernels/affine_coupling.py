@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from ._op import (
-    LIB,
+    gradient,
     launch,
     native,
     on_triton,
@@ -122,7 +122,7 @@ def kept_half(x, split, swap=False):
     x: (B, C, ...)    returns: (B, C - K, ...), of "checkerboard" (B, C, H, W / 2)
     """
     check_split(x, split)
-    return halves(x, split, swap)[0]
+    return checkers(x, swap) if split == "checkerboard" else halves(x, split, swap)[0]
 
 
 def has_kernel(x, s):
@@ -132,9 +132,9 @@ def has_kernel(x, s):
 
         check_sizes(x, s)
         return x.dtype in ON_GPU
-    if x.device.type == "cpu" and native is None:
+    if x.is_cpu and native is None:
         warn_reference("affine_coupling")
-    return x.device.type in ("cpu", "meta") and native is not None and x.dtype in NATIVE
+    return (x.is_cpu or x.is_meta) and native is not None and x.dtype in NATIVE
 
 
 @op
@@ -230,9 +230,7 @@ def backward(ctx, dy, dlogdet):
     return *(g if n else None for g, n in zip(grads[1:], needs, strict=True)), *5 * [None]
 
 
-torch.library.register_autograd(
-    "fastgen::affine_coupling", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_affine_coupling, backward, setup_context)
 
 
 def additive_grads(dy, split, swap, inverse):
@@ -368,14 +366,18 @@ def halves(x, split, swap):
     if split is None:
         return None, x
     if split == "checkerboard":
-        odd = torch.arange(x.shape[2], device=x.device)[:, None] % 2 == 1  # rows
-        left, right = x[..., ::2], x[..., 1::2]
-        parts = torch.where(odd, right, left), torch.where(odd, left, right)
+        parts = checkers(x, False), checkers(x, True)
     elif split == "channel":
         parts = x.tensor_split([(x.shape[1] + 1) // 2], 1)
     else:
         parts = x[:, ::2], x[:, 1::2]
     return parts[::-1] if swap else parts
+
+
+def checkers(x, odd):
+    """The pixels of even i + j, or of odd: (B, C, H, W / 2)."""
+    other = torch.arange(x.shape[2], device=x.device)[:, None] % 2 == (not odd)  # rows
+    return torch.where(other, x[..., 1::2], x[..., ::2])
 
 
 def whole(kept, changed, split, swap):

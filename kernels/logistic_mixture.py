@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ._op import (
-    LIB,
+    gradient,
     launch,
     may_wait,
     native,
@@ -128,9 +128,7 @@ def backward(ctx, dlog_p):
     return dparams, None, None, None
 
 
-torch.library.register_autograd(
-    "fastgen::logistic_mixture", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_logistic_mixture, backward, setup_context)
 
 
 def sizes(params, codes):

@@ -21,7 +21,7 @@ formats. On a GPU a Triton kernel multiplies the live taps alone.
 import torch
 import torch.nn.functional as F
 
-from ._op import LIB, on_triton, op, ready, transformed
+from ._op import gradient, on_triton, op, ready, transformed
 
 MASKS = ("A", "B", "vertical A", "vertical B")
 
@@ -139,9 +139,7 @@ def backward(ctx, dy):
     return *grads, None, None, None, None
 
 
-torch.library.register_autograd(
-    "fastgen::masked_conv2d", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_masked_conv2d, backward, setup_context)
 
 
 def live_taps(weight, mask, colors, groups):

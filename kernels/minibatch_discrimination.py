@@ -18,7 +18,7 @@ The floor is arithmetic. A pair of rows and a kernel take 3 C operations and an 
 import torch
 
 from ._op import (
-    LIB,
+    gradient,
     launch,
     native,
     on_triton,
@@ -152,9 +152,7 @@ def backward(ctx, grad):
     return dm if needs[0] else None, dy if needs[1] else None, None, None
 
 
-torch.library.register_autograd(
-    "fastgen::minibatch_discrimination", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_minibatch_discrimination, backward, setup_context)
 
 
 def setup_context_twice(ctx, inputs, output):
@@ -189,12 +187,7 @@ def twice_ref(vm, vy, grad, m, y, groups):
     return [*torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True), None][:3]
 
 
-torch.library.register_autograd(
-    "fastgen::minibatch_discrimination_backward",
-    backward_twice,
-    setup_context=setup_context_twice,
-    lib=LIB,
-)
+gradient(_minibatch_discrimination_backward, backward_twice, setup_context_twice)
 
 
 def cast(inputs):

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from ._op import (
-    LIB,
     cast,
     expect,
     fit,
+    gradient,
     graph,
     launch,
     native,
@@ -253,9 +253,7 @@ def in_memory(v, h, *others):
     return [y.permute(0, 2, 3, 1) for y in outputs]
 
 
-torch.library.register_autograd(
-    "fastgen::pixelcnn_layer", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_pixelcnn_layer, backward, setup_context)
 
 
 def check(inputs, mask, colors, residual):

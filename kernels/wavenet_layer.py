@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from ._op import (
-    LIB,
     cast,
     expect,
     fit,
+    gradient,
     graph,
     launch,
     native,
@@ -217,9 +217,7 @@ def backward(ctx, dout, dskip, _):
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *3 * [None]
 
 
-torch.library.register_autograd(
-    "fastgen::wavenet_layer", backward, setup_context=setup_context, lib=LIB
-)
+gradient(_wavenet_layer, backward, setup_context)
 
 
 def check(inputs, hop, dilation):

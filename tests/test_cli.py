@@ -301,6 +301,10 @@ def test_train_then_eval_and_sample(clips, tmp_path, capsys):
     assert cli.main([*argv, "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "nats given features" in said
+    other = tmp_path / "other"
+    other.symlink_to(clips)
+    assert cli.main([*argv, "--steps", "4", "--data", str(other)]) == 2
+    assert f"data expected '{other}', got '{clips}'" in capsys.readouterr().err
     assert cli.main(["eval", run, "--files", "1"]) == 0
     said = capsys.readouterr().out
     rows = [line.strip().rsplit(None, 1) for line in said.splitlines()]

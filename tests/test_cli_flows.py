@@ -93,6 +93,8 @@ def test_points(kind, tmp_path, capsys):
     assert cli.main([*argv, "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "parameters, points of eight_gaussians, 2\n" in said
+    assert cli.main([*argv, "--steps", "4", "--data", "two_moons"]) == 2
+    assert "data expected 'two_moons', got 'eight_gaussians'" in capsys.readouterr().err
     net, meta, form, _ = cli.load(str(run), "cpu", cli.FAMILIES)
     assert (form, meta["data"]) == (Plane("eight_gaussians"), "eight_gaussians")
     x = POINTS["eight_gaussians"].sample(300, seed=HELD_OUT)

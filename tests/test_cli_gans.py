@@ -28,6 +28,8 @@ def test_points_are_learned_shown_and_counted(tmp_path, capsys):
     assert run(*train, "--steps", 3, "--batch-size", 16, "--unrolled", 2) == 0
     assert (out / "samples.png").is_file()
     assert "modes" in capsys.readouterr().out
+    assert run(*train, "--steps", 4, "--unrolled", 2, "--data", "two_moons") == 2
+    assert "data expected 'two_moons', got 'eight_gaussians'" in capsys.readouterr().err
     assert run("sample", out, "--out", tmp_path / "a.png", "--n", 100, "--seed", 1) == 0
     assert run("eval", out) == 0
     printed = capsys.readouterr().out

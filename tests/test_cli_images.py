@@ -1,6 +1,7 @@
 """The command trains, samples and measures models of images, and tells what it was given wrong."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,9 @@ def test_train_then_eval_and_sample(kind, order, data, tmp_path, capsys):
     assert cli.main([*argv, "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "parameters, images of 1 x 6 x 4" in said
+    other = shutil.copy(data, tmp_path / "other.npz")
+    assert cli.main([*argv, "--steps", "4", "--data", str(other)]) == 2
+    assert f"data expected '{other}', got '{data}'" in capsys.readouterr().err
     net, meta, form, _ = cli.load(str(run), "cpu", cli.FAMILIES)
     held = form.encode(Images(data, "held out").x)
     nats = -net.log_prob(held).mean().item()

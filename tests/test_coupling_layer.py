@@ -58,12 +58,16 @@ def test_a_layer():
 @pytest.mark.parametrize("scale", ["tanh", "additive"])
 @pytest.mark.parametrize("split", SPLITS[1:])
 @pytest.mark.parametrize("swap", [False, True])
-def test_gradients_meet_in_x(scale, split, swap):
+@pytest.mark.parametrize("many", [False, True])
+def test_gradients_meet_in_x(scale, split, swap, many, monkeypatch):
+    if many:
+        monkeypatch.setattr("fastgen.nn.affine_coupling.FEW", 0)
     torch.manual_seed(0)
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
     K = 5 if split == "checkerboard" else (5 + swap) // 2
     net = nn.Conv2d(kept_half(x, split, swap).shape[1], K if scale == "additive" else 2 * K, 1)
     layer = AffineCoupling(net, split=split, scale=scale, swap=swap).double()
+    assert (layer.parted(x)[1].grad_fn.name() == "PartedBackward") == many
 
     def plain(x):
         return affine_coupling_ref(x, net(kept_half(x, split, swap)), None, scale, None, **options)

@@ -68,6 +68,26 @@ def test_log_prob_is_the_change_of_variables(model):
     torch.testing.assert_close(minus, -logdet)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_far_away_is_infinitely_unlikely(model, dtype):
+    model = model.to(dtype)
+    x = some(model, 7).to(dtype)
+    want = model.log_prob(x)
+    rows = x.view(7, -1)
+    rows[1, 0], rows[2, -1], rows[3] = math.inf, -math.inf, math.inf
+    rows[4] = 0.9 * torch.finfo(dtype).max
+    rows[4, ::2] *= -1
+    rows[5, 0], rows[5, -1] = math.inf, math.nan
+    got = model.log_prob(x)
+    assert (got[1:4] == -math.inf).all()
+    assert got[4] < -1e30
+    assert got[5].isnan()
+    torch.testing.assert_close(got[[0, 6]], want[[0, 6]])
+    next(model.parameters()).fill_(math.nan)
+    assert model.log_prob(some(model, 2).to(dtype)).isnan().all()
+
+
 def test_a_sample_is_the_inverse_of_its_sources(model):
     n, D = 4, model.dims
     u = kernels.uniforms(5, n, D).view(n, *model.shape)
@@ -131,6 +151,37 @@ def test_training_goes_down_and_is_repeatable(tmp_path):
     ]
     assert bits[1] < bits[0] - 0.4
     assert bits[2] == pytest.approx(bits[1], abs=0.02)
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 8), (2,)])
+def test_a_penalty_on_the_scales(shape, reversible):
+    """Gradients of the loss are moved by those of the squares alone; 0 leaves all as it is."""
+
+    def make(**how):
+        return RealNVP(shape, 256 if len(shape) == 3 else 0, 1, 4, 1, **how, reversible=reversible)
+
+    models = [woken(lambda how=how: make(**how)) for how in ({}, {"scale_l2": 0}, {"scale_l2": 3})]
+    x = some(models[0], 4)
+    losses = [model.players()[0].loss(x) for model in models]
+    grads = [
+        torch.autograd.grad(loss, [*model.parameters()])
+        for loss, model in zip(losses, models, strict=True)
+    ]
+    assert models[0].config == models[1].config
+    assert models[2].config == {**models[0].config, "scale_l2": 3}
+    assert torch.equal(losses[0], losses[1])
+    assert all(torch.equal(a, b) for a, b in zip(*grads[:2], strict=True))
+    scales = {n for n, _ in models[2].named_parameters() if n.endswith((".weight", "original0"))}
+    scales -= {n for n in scales if ".net." in n and n.endswith("weight")}
+    total, c = 0, 3 / math.prod(shape)
+    for (name, p), plain, more in zip(models[2].named_parameters(), *grads[::2], strict=True):
+        moved = 2 * c * p if name in scales else torch.zeros_like(p)
+        torch.testing.assert_close(more - plain, moved, atol=1e-12, rtol=1e-9)
+        total += p.square().sum() if name in scales else 0
+    torch.testing.assert_close(losses[2] - losses[0], c * total)
+    couplings = 1 if len(shape) == 1 else 4
+    assert len(scales) == couplings + (0 if len(shape) == 1 else 4 * couplings)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -240,6 +291,9 @@ def test_quantiles_have_the_density(name):
         (lambda: RealNVP((1, 6, 6), scales=2), "H a multiple of 2, W of 4, for 2 scales"),
         (lambda: RealNVP((2,), norm="layer"), "RealNVP: norm: expected one of"),
         (lambda: RealNVP((2,), hidden=1.5), "RealNVP: hidden: expected an int in .*, got 1.5"),
+        (lambda: RealNVP(scale_l2=-1.0), "RealNVP: scale_l2: expected finite and >= 0, got -1.0"),
+        (lambda: RealNVP(scale_l2=math.nan), "RealNVP: scale_l2: expected finite"),
+        (lambda: RealNVP(scale_l2="5e-5"), "RealNVP: scale_l2: expected finite"),
         (lambda: Glow((1, 4, 6), scales=2), "Glow: shape: expected H a multiple of 4, W of 4"),
         (lambda: Glow((1,)), "Glow: shape: expected two numbers at least"),
         (lambda: ICA((1 << 20, 1 << 20, 1)), "ICA: shape: expected at most"),

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen.kernels import _op
-from fastgen.kernels._op import launch, native, op, thread_count, warn_reference
+from fastgen.kernels._op import LIB, gradient, launch, native, op, thread_count, warn_reference
 
 
 @op
@@ -18,6 +18,34 @@ def _strides_for_tests(
     for tensor in (x, *others):
         assert tensor.is_contiguous()
     return x * scale
+
+
+@op
+def _power_for_tests(x: torch.Tensor, y: torch.Tensor | None, n: int) -> torch.Tensor:
+    return x**n if y is None else x**n * y
+
+
+@op
+def _torch_power_for_tests(x: torch.Tensor, y: torch.Tensor | None, n: int) -> torch.Tensor:
+    return x**n if y is None else x**n * y
+
+
+def power_context(ctx, inputs, output):
+    x, y, ctx.n = inputs
+    ctx.save_for_backward(x, y)
+
+
+def power_backward(ctx, dz):
+    (x, y), needs = ctx.saved_tensors, ctx.needs_input_grad[:2]
+    dx = ctx.n * x ** (ctx.n - 1) * dz
+    return dx if y is None else dx * y, x**ctx.n * dz if needs[1] else None, None
+
+
+gradient(_power_for_tests, power_backward, power_context)
+torch.library.register_autograd(
+    "fastgen::torch_power_for_tests", power_backward, setup_context=power_context, lib=LIB
+)
+POWERS = _power_for_tests, _torch_power_for_tests
 
 
 def kernel(calls):
@@ -49,6 +77,44 @@ def test_an_op_knows_shapes_alone():
         fake = mode.from_tensor(x)
         assert _strides_for_tests(fake, None, []).shape == (2, 3)
     assert _strides_for_tests(x.to("meta"), None, []).shape == (2, 3)
+
+
+def powers(x, y, twice=False):
+    """Of both: the value, and gradients of it, or of its gradients."""
+    for power in POWERS:
+        leaves = [v.clone().requires_grad_(v.requires_grad) for v in (x, y) if v is not None]
+        wanted = [v for v in leaves if v.requires_grad]
+        z = power(*leaves, *[None] * (2 - len(leaves)), 3)
+        grads = torch.autograd.grad(z.sum(), wanted, create_graph=twice)
+        if twice:
+            grads = torch.autograd.grad(sum(g.square().sum() for g in grads), wanted)
+        yield [z.detach(), *grads]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("needed", ["x", "y", "xy", "x alone"])
+def test_gradients_are_those_of_register_autograd(needed, twice):
+    x, y = torch.randn(2, 3, dtype=torch.float64)
+    x.requires_grad_("x" in needed)
+    y = None if needed == "x alone" else y.requires_grad_("y" in needed)
+    ours, torchs = powers(x, y, twice and needed != "y")
+    for a, b in zip(ours, torchs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_op_with_a_gradient_is_one_of_torch():
+    x, y = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(_power_for_tests, (x, y, 3))
+    torch.autograd.gradgradcheck(lambda x, y: _power_for_tests(x, y, 3), (x, y))
+    assert _power_for_tests(x, y, 3).grad_fn.name() == "power_for_testsBackward"
+    compiled = torch.compile(lambda x, y: _power_for_tests(x, y, 3) * 2, backend="aot_eager")
+    grads = torch.autograd.grad(compiled(x, y).sum(), (x, y))
+    torch.testing.assert_close(grads, (6 * x**2 * y, 2 * x**3))
+    with torch.no_grad():
+        assert not _power_for_tests(x, y, 3).requires_grad
+    assert not _power_for_tests(x.detach(), None, 3).requires_grad
+    with FakeTensorMode() as mode:
+        assert _power_for_tests(mode.from_tensor(x), None, 3).requires_grad
 
 
 def test_launch_passes_addresses():

@@ -462,7 +462,15 @@ def test_another_run_in_the_folder(tmp_path):
         run(tmp_path, noisy=False)
     with pytest.raises(ValueError, match="at step 12 already, expected at most 11"):
         run(tmp_path, steps=11)
+    with pytest.raises(CheckpointError, match="data expected 'mnist', got None"):
+        run(tmp_path, meta={"data": "mnist"})
     assert results(tmp_path) == before
+    run(tmp_path / "mnist", steps=2, meta={"data": "mnist"})
+    for other in ({"data": "fashion"}, {"data": ["mnist"]}, {}):
+        with pytest.raises(CheckpointError, match=r"data expected .*, got 'mnist'"):
+            run(tmp_path / "mnist", steps=3, meta=other)
+    run(tmp_path / "mnist", steps=3, meta={"data": "mnist", "license": "CC0"})
+    assert load(tmp_path / "mnist" / "model.safetensors")[1]["license"] == "CC0"
 
 
 @pytest.mark.parametrize(

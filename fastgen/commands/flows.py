@@ -52,6 +52,7 @@ class RealNVPSizes:
         Literal["batch", "actnorm", "none"] | None,
         by_kind("after each coupling", "batch", "actnorm", "{batch,actnorm,none}"),
     ] = None
+    scale_l2: float = 0.0  # of the scales' squares, added to the loss; Dinh et al. take 5e-5
     reversible: bool = False  # compute activations again, in memory that depth does not change
 
     def build(self, shape, levels):

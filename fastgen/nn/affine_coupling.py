@@ -8,6 +8,8 @@ from ..kernels._op import transformed
 from ..kernels.affine_coupling import LAYOUTS, SCALES, SPLITS, halves, whole
 from .bijector import Bijector, again, slopes
 
+FEW = 1 << 16  # numbers, below which the calls of `Parted` cost more than the moves that it saves
+
 
 class AffineCoupling(Bijector):
     """A part of x scaled and shifted as a network tells of the rest: `kernels.affine_coupling`.
@@ -49,7 +51,7 @@ class AffineCoupling(Bijector):
 
     def parted(self, x):
         """x, and what the network sees of it."""
-        if not x.requires_grad or transformed((x,)):
+        if not x.requires_grad or x.numel() < FEW or transformed((x,)):
             return x, kernels.kept_half(x, self.split, self.swap)
         return Parted.apply(x, self.split, self.swap, self.scale != "additive")
 

@@ -69,13 +69,16 @@ class Flow(nn.Module):
     def log_prob(self, x, *, seed=None, uniforms=None):
         """Exact log-density in nats, (B,); of levels, that of the levels and noise.
 
+        -inf of what is so far away, or infinite, that nothing finite comes of it; NaN of NaN.
         x: (B, *shape), floating, or int64 levels, to which uniform numbers (B, *shape) are added:
         those given, or those of `seed`, else torch's own. Raises as `forward` and `dequantize`.
         """
         if not x.is_floating_point():
             x = self.dequantize(x, seed=seed, uniforms=uniforms)
         z, logdet = self(x)
-        return self.sources.log_prob(z.flatten(1)) + logdet
+        log_p = self.sources.log_prob(z.flatten(1)) + logdet
+        far = x.flatten(1).abs().amax(1).square().isinf()
+        return log_p.masked_fill(far & log_p.isnan(), -math.inf)
 
     def bits_per_dim(self, x, *, seed=None, uniforms=None):
         """-log2 p(x) for each dimension, (B,); of levels an upper bound in the mean over noise."""
