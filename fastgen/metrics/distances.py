@@ -24,9 +24,8 @@ def frechet_distance(x, y):
 
         |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))
 
-    It is too large by about 1 / N, and no estimate is unbiased for all distributions: it compares
-    with that of other features alone if N, M are theirs, and is never below what two sets of data
-    of these sizes have.
+    The estimate is biased, by terms that fall as 1 / N and 1 / M, and none is unbiased for all
+    distributions: read it beside the distance of two sets of data, of the same numbers.
 
     x: (N, D)    y: (M, D)    returns: a number, by the eigenvalues in float64
     Raises ValueError for other shapes, fewer than 2 rows, NaN and Inf.
