@@ -106,7 +106,7 @@ def test_mirror_overlap_by_hand():
 def test_what_is_not_an_image_is_refused():
     with pytest.raises(ValueError, match=r"count_blobs: expected images \(N, 1, H, W\), got"):
         count_blobs(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
-    with pytest.raises(TypeError, match="mirror_overlap: expected uint8, got torch.float32"):
+    with pytest.raises(TypeError, match="mirror_overlap: expected uint8"):
         mirror_overlap(torch.zeros(2, 1, 4, 4))
     for a in ([], [-1]):
         with pytest.raises(ValueError, match="total_variation: expected counts >= 0"):
