@@ -67,6 +67,10 @@ def test_images_are_measured_by_a_network_of_the_users(tmp_path, images, capsys)
     assert run("train", "gan", "--hidden", 4, *train, out) == 0
     assert run("eval", lenet) == 0
     assert "12 test images" in capsys.readouterr().out
+    ten = tmp_path / "ten.npz"
+    np.savez(ten, x_train=np.zeros((40, 8, 8), np.uint8), y_train=np.arange(40) // 4)
+    assert run("eval", lenet, "--data", ten) == 2
+    assert "data: expected labels 0 to 2, got 5" in capsys.readouterr().err
     assert run("eval", out, "--features", lenet) == 0
     printed = capsys.readouterr().out
     assert "12 samples of seed 0, test images of" in printed

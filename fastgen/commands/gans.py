@@ -91,7 +91,8 @@ def trainer(Kind):
 
         Args:
             data: eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
-                fashion, cifar, an npz file, or a folder of IDX files or pictures
+                fashion, cifar, blobs or mirrored (drawn here, see `fastgen.data.blobs`), an npz
+                file, or a folder of IDX files or pictures
             out: folder of the run
             labels: tell both networks the labels of the images
             flips: mirror half of the images at each step, left for right

@@ -67,7 +67,13 @@ def train(
 
 
 def told(net, unseen):
-    """By name, how well a classifier tells images apart."""
+    """By name, how well a classifier tells images apart.
+
+    Raises ValueError for labels that it does not know.
+    """
+    most, classes = int(unseen.labels.max()), net.config["classes"]
+    if most >= classes:
+        raise ValueError(f"data: expected labels 0 to {classes - 1}, got {most}")
     _, log_p = net.read(Canvas(net.shape).decode(unseen.codes))
     log_p = log_p.cpu()
     return {
