@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from . import __version__, doctor
 from .commands import FAMILIES
+from .commands.scores import show_scores
 from .options import NAMELESS, Device, Files, Model, Sampling, load, refuse
 from .text import table
 
@@ -126,6 +127,10 @@ def evaluate(
     ] = None,
     files: Files = None,
     seed: int = 0,
+    features: Annotated[
+        str | None,
+        arg(metavar="MODEL", help_behavior_hint="(default: of a GAN the data's that is shipped)"),
+    ] = None,
     device: Device = "cpu",
 ):
     """Measure a model on clips, images or points that were held out of its training.
@@ -133,12 +138,16 @@ def evaluate(
     Args:
         data: what `train` takes; of images those to test on, where there are such
         files: how many clips, images or points
-        seed: of what is spoken again, of the noise that a flow's images get, of points
+        seed: of what is spoken again, of the noise that a flow's images get, of samples
+        features: lenet-mnist, or a run of `fastgen train lenet`: compare the samples of any model
+            of images with images by its features
     """
     net, meta, form, family = load(model, device, FAMILIES)
     name = data or meta.get("data")
     if not isinstance(name, str):
         raise ValueError(f"{model}: does not say what it was trained on: expected --data")
+    if features is not None:
+        return show_scores(net, form, name, files, seed, features)
     family.evaluate(net, form, name, files, seed)
 
 

@@ -22,6 +22,9 @@ class Canvas(NamedTuple):
 
     shape: tuple
 
+    def encode(self, x):
+        return x * (2 / (LEVELS - 1)) - 1
+
     def decode(self, x):
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 

@@ -14,7 +14,7 @@ def images(tmp_path):
     path = tmp_path / "set.npz"
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    np.savez(path, x_train=x, y_train=np.arange(40) % 3, x_test=x[:8], y_test=np.arange(8) % 3)
+    np.savez(path, x_train=x, y_train=np.arange(40) % 3, x_test=x[:12], y_test=np.arange(12) % 3)
     return path
 
 
@@ -58,7 +58,48 @@ def test_images_are_learned_with_their_labels(tmp_path, images, capsys, game):
     assert "label: expected one of 0 ... 2, got 3" in capsys.readouterr().err
     assert not (tmp_path / "b.png").exists()
     assert run("eval", out) == 2
-    assert "likelihood" in capsys.readouterr().err
+    assert "features: expected --features RUN for" in capsys.readouterr().err
+
+
+def test_images_are_measured_by_a_network_of_the_users(tmp_path, images, capsys):
+    lenet, out = tmp_path / "lenet", tmp_path / "run"
+    train = ["--data", images, "--steps", 4, "--batch-size", 4, "--out"]
+    assert run("train", "lenet", "--channels", 2, "--features", 3, *train, lenet) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert run("train", "gan", "--hidden", 4, *train, out) == 0
+    assert run("eval", lenet) == 0
+    assert "12 test images" in capsys.readouterr().out
+    ten = tmp_path / "ten.npz"
+    np.savez(ten, x_train=np.zeros((40, 8, 8), np.uint8), y_train=np.arange(40) // 4)
+    assert run("eval", lenet, "--data", ten) == 2
+    assert "data: expected labels 0 to 2, got 5" in capsys.readouterr().err
+    assert run("eval", out, "--features", lenet) == 0
+    printed = capsys.readouterr().out
+    assert "12 samples of seed 0, test images of" in printed
+    for name in (f"fid@{lenet}", f"kid@{lenet}", "Inception score", "recall", "coverage"):
+        assert name in printed
+    assert "labels" not in printed
+    assert run("train", "made", "--hidden", 4, *train, tmp_path / "made") == 0
+    assert run("eval", tmp_path / "made", "--features", lenet) == 0
+    assert f"fid@{lenet}" in capsys.readouterr().out
+    assert run("eval", out, "--features", lenet, "--files", 9) == 2
+    assert "files: expected at least 10 images, got 9" in capsys.readouterr().err
+    assert run("eval", out, "--features", out) == 2
+    assert "expected a LeNet, got a GAN" in capsys.readouterr().err
+    assert run("sample", lenet, "--out", tmp_path / "a.png") == 2
+    assert "expected a model that samples, got a LeNet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", ["blobs", "mirrored"])
+def test_blobs_are_counted(tmp_path, capsys, data):
+    out = tmp_path / "run"
+    sizes = ["--channels", 2, "--latent", 4, "--steps", 1, "--batch-size", 4]
+    assert run("train", "dcgan", "--data", data, "--out", out, *sizes) == 0
+    assert run("eval", out, "--files", 20) == 0
+    printed = capsys.readouterr().out
+    assert f"20 samples of seed 0, 20 test images of {data}" in printed
+    for name in ("blobs", "total variation", "overlap with mirror image"):
+        assert name in printed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from .. import gans
 from ..data import write_png
+from ..data.blobs import BLOBS
 from ..game import GAMES
 from ..images import SHOWN
 from ..implicit.adversarial import BETAS, Adversarial
@@ -30,6 +31,7 @@ from ..options import (
 from ..text import number, table
 from ..verify import games
 from .images import Drawn
+from .scores import show_counts, show_scores
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def trainer(Kind):
 
         Args:
             data: eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
-                fashion, cifar, an npz file, or a folder of IDX files or pictures
+                fashion, cifar, blobs or mirrored (drawn here, see `fastgen.data.blobs`), an npz
+                file, or a folder of IDX files or pictures
             out: folder of the run
             labels: tell both networks the labels of the images
             flips: mirror half of the images at each step, left for right
@@ -127,7 +130,7 @@ def sample(net, meta, form, out, n, drawn, sampling):
 
 def evaluate(net, form, name, files, seed):
     if not isinstance(form, gans.Plane):
-        raise ValueError("eval: expected a model with a likelihood, which a GAN of images has not")
+        return (show_counts if name in BLOBS else show_scores)(net, form, name, files, seed)
     if name != form.name:
         raise ValueError(f"data: expected {form.name}, which the model is of, got {name}")
     count = gans.COUNTED if files is None else files

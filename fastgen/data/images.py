@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .blobs import BLOBS, read_blobs
 from .cifar import FILES, bin_folder, picture, read_bin, read_jpegs
 from .idx import ImageError, read_idx
 
@@ -87,6 +88,7 @@ class Images:
     A folder holds the IDX files of MNIST, gzipped or not, the binary version of CIFAR-10, or
     pictures, whose classes are the folders in it; it may have the folders train and test. A picture
     is grey if all are. An npz holds arrays of pixels, or JPEG files end to end, see `read_jpegs`.
+    The sets "blobs" and "mirrored" are drawn, see `fastgen.data.blobs`.
 
     Raises ValueError for a split that there is not; ImageError, which names the file and the byte
     or key; ImportError for pictures without Pillow; and as `find_images` does.
@@ -95,9 +97,13 @@ class Images:
     def __init__(self, name, split="train"):
         if split not in SPLITS:
             raise ValueError(f"Images: split: expected one of {SPLITS}, got {split!r}")
-        path, part = find_images(name), "test" if split == "test" else "train"
-        x, labels, note = _read(path, part)
-        x = _planes(x, path)
+        part = "test" if split == "test" else "train"
+        if name in BLOBS:
+            path, (x, labels, note) = Path(name), (read_blobs(name, part), None, ())
+        else:
+            path = find_images(name)
+            x, labels, note = _read(path, part)
+            x = _planes(x, path)
         self.classes = 0 if labels is None else int(labels.max()) + 1
         if split != "test":
             chosen = (np.arange(len(x)) % EVERY == 0) == (split == "held out")
@@ -116,6 +122,8 @@ class Images:
 
 def has_test(name):
     """Whether a set has images to test on."""
+    if name in BLOBS:
+        return True
     path = find_images(name)
     if folder := path.is_dir() and _idx_folder(path):
         return _idx_file(folder, "test", "images", 3) is not None
