@@ -3,6 +3,7 @@
 from .flows import FLOWS
 from .gans import GANS
 from .images import IMAGES
+from .semisupervised import SEMISUPERVISED
 from .sound import SOUND
 
-FAMILIES = (SOUND, IMAGES, FLOWS, GANS)
+FAMILIES = (SOUND, IMAGES, FLOWS, SEMISUPERVISED, GANS)
