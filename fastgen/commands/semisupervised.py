@@ -15,7 +15,7 @@ from ..implicit.adversarial import BETAS
 from ..implicit.semisupervised import SemiSupervisedGAN
 from ..options import NAMELESS, Descent, Device, Family, Files, check_device, fit, parameters
 from ..text import table
-from ..verify import games
+from ..verify import semisupervised as checks
 from .gans import sample
 from .images import Drawn
 
@@ -81,7 +81,7 @@ SEMISUPERVISED = Family(
     kind="semi-supervised GANs",
     models=(SemiSupervisedGAN,),
     train={"semisup": train},
-    verify={},
+    verify={"semisup": checks.verify},
     commands={},
     format_of=gans.format_of,
     options=Drawn,
