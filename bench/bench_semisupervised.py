@@ -106,5 +106,3 @@ def test_turn(benchmark, report, small):
     report(**row)
     benchmark.extra_info.update(row)
     benchmark.pedantic(runs["fastgen"], rounds=1 if small else 5)
-
-

@@ -64,7 +64,7 @@ class Batches:
         self.labels = images.labels if labelled else None
         self.dynamic = levels == 2 and mode == "dynamic"
         self.x = images.x
-        if not self.dynamic:
+        if levels < 256 and not self.dynamic:  # else the pixels are the levels
             fixed = levels == 2 and mode == "fixed"
             codes = binarize(images.x, seed) if fixed else quantize(images.x, levels)
             self.x = codes.to(torch.uint8)

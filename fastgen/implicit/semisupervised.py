@@ -21,12 +21,12 @@ class SemiSupervisedGAN(Adversarial):
 
         p(k | x) = softmax(l)_k,    D(x) = Z / (Z + 1),    Z = sum over k of exp(l_k)
         discriminator's loss: -log p(label | x) + weight / 2 * game.discriminator(log Z, log Z')
-        generator's loss:     mean over the F units of (E f(x) - E f(x'))^2,  or game.generator(log Z')
+        generator's loss:     mean over F units of (E f(x) - E f(x'))^2,  or game.generator(log Z')
 
-    where x' is made, log Z is D's logit and f the last hidden layer. Examples are in [0, 1], and
-    a batch is labelled ones, their labels and ones without. With a weight of 0 the discriminator
-    plays alone, a classifier of the labels. Its weights are normalised, and all but the last
-    layer's keep the norms that `initialize` gives them.
+    where x' is made, log Z is D's logit and f the last hidden layer's units. Examples are in
+    [0, 1], and a batch is labelled ones, their labels and ones without. With a weight of 0 the
+    discriminator plays alone, a classifier of the labels. Its weights are normalised, and all but
+    the last layer's keep the norms that `initialize` gives them.
 
     shape: of an example    logits: K    latent: size of the uniform noise    made, hidden: units of
     the generator's and the discriminator's layers    game, steps: as of `Adversarial`

@@ -9,6 +9,7 @@ from ..implicit.semisupervised import SemiSupervisedGAN
 from . import Check, run
 from .games import close
 
+
 def verify(each=None):
     """The losses in closed form, where their gradients are zero, and the paper's initial values."""
     return run(
@@ -45,7 +46,7 @@ class Told(SemiSupervisedGAN):
 
 def one_more_class():
     """D = Z / (Z + 1) is 1 - p of one more class, whose logit is 0."""
-    l = 5 * torch.randn(1000, 10, dtype=torch.float64) - 8  # noqa: E741
+    l = 5 * torch.randn(1000, 10, dtype=torch.float64) - 8
     model = Told(l, l, l, matching=False)
     [_, loss] = model.losses(torch.zeros(1000, dtype=torch.long))
     p = torch.cat([l, torch.zeros(1000, 1)], 1).softmax(1)
@@ -63,7 +64,7 @@ def known_loss():
 
 def labels_tell_classes_alone():
     """Cross-entropy has no slope along (1, ..., 1), the direction in which D changes."""
-    l = 5 * torch.randn(64, 10, dtype=torch.float64)  # noqa: E741
+    l = 5 * torch.randn(64, 10, dtype=torch.float64)
     model = Told(l, weight=0.0)
     [loss] = model.losses(torch.arange(64) % 10)
     [slope] = torch.autograd.grad(loss, model.told)
@@ -97,7 +98,7 @@ def nothing_to_tell():
 def finite():
     """Losses and slopes of float32 logits that are -100, 0 and 100 in all ways."""
     values = torch.tensor([-100.0, 0.0, 100.0])
-    l = torch.cartesian_prod(values, values, values)  # noqa: E741
+    l = torch.cartesian_prod(values, values, values)
     ok = True
     for label in range(3):
         model = Told(l, l.flip(0), l.roll(1, 0), matching=False)
