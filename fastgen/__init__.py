@@ -11,6 +11,7 @@ if find_spec("fastgen.kernels") is None:
 from . import kernels, nn
 from .implicit.dcgan import DCGAN
 from .implicit.gan import GAN
+from .implicit.semisupervised import SemiSupervisedGAN
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
 from .tractable.glow import Glow
@@ -37,6 +38,7 @@ __all__ = [
     "PixelCNN",
     "PixelCNNpp",
     "RealNVP",
+    "SemiSupervisedGAN",
     "WaveNet",
     "convert",
     "kernels",

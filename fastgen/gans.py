@@ -18,15 +18,20 @@ COUNTED = 10_000  # points whose modes are found
 
 
 class Canvas(NamedTuple):
-    """Images (C, H, W) in [-1, 1]."""
+    """Images (C, H, W) in [low, 1]."""
 
     shape: tuple
+    low: float = -1.0
+
+    def encode(self, x):
+        return x * ((1 - self.low) / (LEVELS - 1)) + self.low
 
     def encode(self, x):
         return x * (2 / (LEVELS - 1)) - 1
 
     def decode(self, x):
-        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        x = (x.clamp(self.low, 1) - self.low) * ((LEVELS - 1) / (1 - self.low))
+        return x.round().to(torch.uint8).cpu()
 
 
 class Scaled:
@@ -46,7 +51,7 @@ def format_of(model, meta):
     Raises ValueError for a meta that does not fit the model.
     """
     if len(model.shape) == 3:
-        return Canvas(model.shape)
+        return Canvas(model.shape, model.low)
     return plane_of(model, meta)
 
 

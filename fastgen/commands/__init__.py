@@ -4,6 +4,7 @@ from .flows import FLOWS
 from .gans import GANS
 from .images import IMAGES
 from .scores import CLASSIFIERS
+from .semisupervised import SEMISUPERVISED
 from .sound import SOUND
 
-FAMILIES = (SOUND, IMAGES, FLOWS, GANS, CLASSIFIERS)
+FAMILIES = (SOUND, IMAGES, FLOWS, SEMISUPERVISED, GANS, CLASSIFIERS)

@@ -1,5 +1,7 @@
 """From the pixels of images to the levels that a model takes, and batches of them."""
 
+import copy
+
 import numpy as np
 import torch
 
@@ -62,7 +64,7 @@ class Batches:
         self.labels = images.labels if labelled else None
         self.dynamic = levels == 2 and mode == "dynamic"
         self.x = images.x
-        if not self.dynamic:
+        if levels < 256 and not self.dynamic:  # else the pixels are the levels
             fixed = levels == 2 and mode == "fixed"
             codes = binarize(images.x, seed) if fixed else quantize(images.x, levels)
             self.x = codes.to(torch.uint8)
@@ -92,6 +94,45 @@ class Batches:
             self.order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.x))
             self.epoch = epoch
         return int(self.order[place])
+
+
+class PartlyLabelled:
+    """Batches of images whose labels are known, their labels, and images that have none.
+
+    Those with labels are as many of each class, of the seed's choice; those without are all. Each
+    comes once in an epoch of its own.
+
+    labels: number of images with labels
+    Raises ValueError for a number that is no multiple of the classes, or more of one than there
+    are; and as `Batches` does.
+    """
+
+    def __init__(self, images, labels, *, seed):
+        self.unlabelled = Batches(images, 256, seed=seed)
+        self.rows = balanced(images, labels, seed)
+        known = copy.copy(images)
+        known.x, known.labels = images.x[self.rows], images.labels[self.rows]
+        self.labelled = Batches(known, 256, seed=seed, labelled=True)
+
+    def batch(self, step, size):
+        """Levels (size, C, H, W) int64, labels (size,), and levels as the first."""
+        return *self.labelled.batch(step, size), *self.unlabelled.batch(step, size)
+
+
+def balanced(images, number, seed):
+    """Places of `number` images, as many of each class, that the seed chooses."""
+    if images.labels is None:
+        raise ValueError(f"labels: expected images with labels, got none in {images.path}")
+    if number < 1 or number % images.classes:
+        got = f"a multiple of the {images.classes} classes, got {number}"
+        raise ValueError(f"labels: expected {got}")
+    each, order = number // images.classes, np.random.default_rng(seed).permutation(len(images.x))
+    of = images.labels.numpy()[order]
+    chosen = [order[of == k][:each] for k in range(images.classes)]
+    if fewest := [k for k, rows in enumerate(chosen) if len(rows) < each]:
+        got = f"{len(chosen[fewest[0]])} of class {fewest[0]}"
+        raise ValueError(f"labels: expected {each} images of each class, got {got}")
+    return torch.from_numpy(np.concatenate(chosen))
 
 
 def _check_levels(levels):

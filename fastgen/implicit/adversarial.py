@@ -22,7 +22,7 @@ class Adversarial(nn.Module):
 
     A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
     (B, classes) or None -> (B, *shape), and `discriminator`, (B, *shape) and labels -> (B,), and
-    `config`, whose keys all of these are:
+    `config`, whose keys these are; images are in [low, 1]:
 
     game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
     unrolled: steps of Adam, with BETAS and the rate inner_lr, that the generator looks ahead
@@ -33,6 +33,8 @@ class Adversarial(nn.Module):
     Adversarial Networks; Gulrajani et al. 2017, Improved Training of Wasserstein GANs.
     """
 
+    low = -1.0
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -42,11 +44,11 @@ class Adversarial(nn.Module):
             raise ValueError(f"{name}: game: expected one of {names}, got {game!r:.80}")
         least = {"latent": 1, "steps": 1, "unrolled": 0, "classes": 0}
         for key, low in least.items():
-            got = config[key]
+            got = config.get(key, low)
             if not isinstance(got, int) or got < low:
                 raise ValueError(f"{name}: {key}: expected an int >= {low}, got {got!r:.80}")
         for key in ("penalty", "inner_lr"):
-            if not 0 <= config[key] < float("inf"):
+            if not 0 <= config.get(key, 0) < float("inf"):
                 raise ValueError(f"{name}: {key}: expected >= 0, got {config[key]!r:.80}")
         self.game = GAMES[game]
 
@@ -92,6 +94,10 @@ class Adversarial(nn.Module):
     def noise(self, n, like):
         return torch.randn(n, self.config["latent"], device=like.device, dtype=self.dtype)
 
+    def quantile(self, u):
+        """The noise that uniform numbers become."""
+        return torch.special.ndtri(inside(u))
+
     @property
     def dtype(self):
         return next(self.parameters()).dtype
@@ -101,28 +107,31 @@ class Adversarial(nn.Module):
 
         Raises ValueError for a batch of another shape than the model's.
         """
-        name = type(self).__name__
-        if x.shape[1:] != self.shape:
-            got = tuple(x.shape[1:])
-            raise ValueError(f"{name}: x: expected examples of {self.shape}, got {got}")
+        self.check(x)
         if self.config["classes"] and label is None:
+            name = type(self).__name__
             raise ValueError(f"{name}: label: expected the batch to have labels, got none")
         return self.coded(label)
 
+    def check(self, x):
+        if x.shape[1:] != self.shape:
+            name, got = type(self).__name__, tuple(x.shape[1:])
+            raise ValueError(f"{name}: x: expected examples of {self.shape}, got {got}")
+
     def coded(self, label):
-        if not self.config["classes"]:
+        if not self.config.get("classes"):
             return None
         return F.one_hot(label, self.config["classes"]).to(self.dtype)
 
     @torch.no_grad()
     def sample(self, n, *, seed=None, z=None, label=None):
-        """Make n examples of standard normal noise.
+        """Make n examples of noise.
 
         z: (n, latent), else drawn from `seed`    label: (n,) int64, of a model of classes
         returns: (n, *shape)
         Raises ValueError for shapes that do not fit and labels that there are not.
         """
-        latent, classes = self.config["latent"], self.config["classes"]
+        latent, classes = self.config["latent"], self.config.get("classes", 0)
         if n < 0:
             raise ValueError(f"sample: n: expected >= 0, got {n}")
         if z is not None and z.shape != (n, latent):
@@ -139,7 +148,7 @@ class Adversarial(nn.Module):
         if z is None:
             seed = int(torch.randint(1 << 62, ())) if seed is None else seed
             u = kernels.uniforms(seed, n, latent)
-            z = torch.special.ndtri(inside(u))
+            z = self.quantile(u)
         label = None if label is None else label.to(parameter.device)
         training = self.training
         x = self.eval().generator(z.to(parameter), self.coded(label))

@@ -180,3 +180,17 @@ def undone(y, dy, dlogdet, mean, log_std):
 def shaped(v, x):
     """(C,) to be broadcast against x (B, C, ...)."""
     return v.view(-1, *[1] * (x.ndim - 2))
+
+
+def standardize(std, layer, inputs, y):
+    """Give a layer of torch's weight_norm outputs of mean 0 and `std`, where they are y now.
+
+    A forward hook, all but `std`. (Salimans and Kingma 2016, "Weight Normalization", section 3.)
+    y: (B, C, ...)    returns: what they become
+    """
+    var, mean = torch.var_mean(y, channels(y), correction=0)
+    scale = std / torch.sqrt(var + 1e-8)
+    g = layer.parametrizations.weight.original0  # of outputs, with ones for the other dimensions
+    g.mul_(scale.view_as(g))
+    layer.bias.sub_(mean).mul_(scale)
+    return (y - shaped(mean, y)) * shaped(scale, y)

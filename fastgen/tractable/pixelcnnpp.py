@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 from .. import kernels
 from ..kernels.logistic_mixture import FLOOR, log_mass
+from ..nn.normalize import standardize
 from .pixelcnn import check_sizes
 from .raster import Raster, working_copy
 
@@ -365,19 +366,6 @@ class PixelCNNpp(Raster):
 
 def convolutions(model):
     return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-
-
-def standardize(std, conv, inputs, y):
-    """Give a normalized convolution outputs of mean 0 and `std`, where they are y now.
-
-    y: (B, C, H, W)    returns: what they become
-    """
-    var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
-    scale = std / torch.sqrt(var + 1e-8)
-    g = conv.parametrizations.weight.original0  # of outputs, with ones for the other dimensions
-    g.mul_(scale.view_as(g))
-    conv.bias.sub_(mean).mul_(scale)
-    return (y - mean[:, None, None]) * scale[:, None, None]
 
 
 def shift_down(x):
