@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import infogan
 from .data.images import Images
 from .data.levels import Batches
 from .data.png import grid, write_png
@@ -11,16 +12,21 @@ from .data.points import POINTS, Draws
 from .flows import POINTS_SHOWN, Plane, coloured, fallen, plane_of
 from .images import SHOWN
 from .images import labels as labels_of
+from .implicit.infogan import InfoGAN
 from .metrics.modes import modes
 
 LEVELS = 256  # of a pixel
 COUNTED = 10_000  # points whose modes are found
+READ = 1_000  # samples whose codes are read while training
 
 
 class Canvas(NamedTuple):
     """Images (C, H, W) in [-1, 1]."""
 
     shape: tuple
+
+    def encode(self, x):
+        return x * (2 / (LEVELS - 1)) - 1
 
     def decode(self, x):
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -65,20 +71,29 @@ def prepare(sizes, data, *, labels, flips, seed):
 
 
 class Validation:
-    """Called with a GAN: writes samples.png into a folder; of points it counts the modes."""
+    """Called with a GAN: writes samples.png into a folder; of points it counts the modes.
+
+    Of an InfoGAN it writes traversal.png too, and finds the bounds of its codes.
+    """
 
     def __init__(self, form, out):
         self.form, self.out = form, out
 
     def __call__(self, model):
         write_png(self.out / "samples.png", picture(model, self.form, None, 0))
+        if isinstance(model, InfoGAN):
+            x, columns = infogan.traversal(model, 0)
+            write_png(self.out / "traversal.png", grid(self.form.decode(x), columns))
+            bound = infogan.bounds(model, READ, 0)[:, 0]
+            return {f"bound {m}": nats for m, nats in enumerate(bound.tolist())}
         return numbers(model, self.form, COUNTED, 0) if isinstance(self.form, Plane) else {}
 
 
 def picture(model, form, n, seed, label=None):
     """Pixels of n samples; of points, beside where as many true ones are."""
     n = n or (SHOWN if isinstance(form, Canvas) else POINTS_SHOWN)
-    made = model.sample(n, seed=seed, label=labels_of(model, n, label))
+    label = labels_of(model, n, label)
+    made = model.sample(n, seed=seed, **({} if label is None else {"label": label}))
     if isinstance(form, Canvas):
         return grid(form.decode(made))
     made = made.double().cpu()

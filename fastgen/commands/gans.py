@@ -16,6 +16,7 @@ from ..images import SHOWN
 from ..implicit.adversarial import BETAS, Adversarial
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
+from ..implicit.infogan import InfoGAN
 from ..options import (
     NAMELESS,
     Descent,
@@ -31,12 +32,12 @@ from ..text import number, table
 from ..verify import games
 from .images import Drawn
 
+Game = Annotated[Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", ".join(GAMES))]
+
 
 @dataclass(frozen=True)
 class Rules:
-    game: Annotated[
-        Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", ".join(GAMES))
-    ] = "nonsaturating"
+    game: Game = "nonsaturating"
     discriminator_steps: int = 1  # for one of the generator
     unrolled: int = 0  # steps of the discriminator that the generator looks ahead
     inner_lr: float = 2e-4  # of these
@@ -62,7 +63,26 @@ class DCGANSizes(Rules):
         return DCGAN(shape, classes=classes, **own(self))
 
 
-SIZES = {"gan": GANSizes, "dcgan": DCGANSizes}
+@dataclass(frozen=True)
+class InfoGANSizes:
+    game: Game = "nonsaturating"
+    discriminator_steps: int = 1  # for one of the generator
+    generator_lr: float = 5.0  # factor of its learning rate
+    latent: int = 62  # size of the noise
+    categories: int = 10  # of a code
+    continuous: int = 2  # codes on [-1, 1]
+    weight: float = 1.0  # of the codes' information
+    sd: float = 1.0  # of what Q says of a continuous code
+    channels: int = 64  # of the largest pictures within
+    units: int = 1024  # of the dense layers
+
+    def build(self, shape, classes):
+        if classes:
+            raise ValueError("labels: expected none of an InfoGAN, whose codes are its own")
+        return InfoGAN(shape, **own(self))
+
+
+SIZES = {"gan": GANSizes, "dcgan": DCGANSizes, "infogan": InfoGANSizes}
 
 
 def own(sizes):

@@ -22,7 +22,7 @@ class Adversarial(nn.Module):
 
     A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
     (B, classes) or None -> (B, *shape), and `discriminator`, (B, *shape) and labels -> (B,), and
-    `config`, whose keys all of these are:
+    `config`, which has those of these keys that the subclass takes, `latent` and `game` always:
 
     game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
     unrolled: steps of Adam, with BETAS and the rate inner_lr, that the generator looks ahead
@@ -42,11 +42,11 @@ class Adversarial(nn.Module):
             raise ValueError(f"{name}: game: expected one of {names}, got {game!r:.80}")
         least = {"latent": 1, "steps": 1, "unrolled": 0, "classes": 0}
         for key, low in least.items():
-            got = config[key]
+            got = config.get(key, low)
             if not isinstance(got, int) or got < low:
                 raise ValueError(f"{name}: {key}: expected an int >= {low}, got {got!r:.80}")
         for key in ("penalty", "inner_lr"):
-            if not 0 <= config[key] < float("inf"):
+            if not 0 <= config.get(key, 0) < float("inf"):
                 raise ValueError(f"{name}: {key}: expected >= 0, got {config[key]!r:.80}")
         self.game = GAMES[game]
 
@@ -85,7 +85,7 @@ class Adversarial(nn.Module):
         """What a discriminator descends, whose logits may be of autocast's dtype."""
         tell = lambda x: discriminator(x, label).to(self.dtype)  # noqa: E731
         loss = self.game.discriminator(tell(x), tell(fake))
-        if weight := self.config["penalty"]:
+        if weight := self.config.get("penalty"):
             loss = loss + weight * gradient_penalty(tell, x, fake.to(x))
         return loss
 
@@ -105,12 +105,12 @@ class Adversarial(nn.Module):
         if x.shape[1:] != self.shape:
             got = tuple(x.shape[1:])
             raise ValueError(f"{name}: x: expected examples of {self.shape}, got {got}")
-        if self.config["classes"] and label is None:
+        if self.config.get("classes") and label is None:
             raise ValueError(f"{name}: label: expected the batch to have labels, got none")
         return self.coded(label)
 
     def coded(self, label):
-        if not self.config["classes"]:
+        if not self.config.get("classes"):
             return None
         return F.one_hot(label, self.config["classes"]).to(self.dtype)
 
@@ -135,13 +135,20 @@ class Adversarial(nn.Module):
         if label is not None and n and not 0 <= int(label.min()) <= int(label.max()) < classes:
             got = f"{int(label.min())} to {int(label.max())}"
             raise ValueError(f"sample: label: expected 0 to {classes - 1}, got {got}")
-        parameter = next(self.parameters())
         if z is None:
-            seed = int(torch.randint(1 << 62, ())) if seed is None else seed
-            u = kernels.uniforms(seed, n, latent)
-            z = torch.special.ndtri(inside(u))
-        label = None if label is None else label.to(parameter.device)
+            z = torch.special.ndtri(inside(numbers(seed, n, latent)))
+        device = next(self.parameters()).device
+        return self.make(z, self.coded(None if label is None else label.to(device)))
+
+    def make(self, z, *label):
+        """What the generator makes, as it will when it is trained."""
         training = self.training
-        x = self.eval().generator(z.to(parameter), self.coded(label))
+        x = self.eval().generator(z.to(next(self.parameters())), *label)
         self.train(training)
         return x
+
+
+def numbers(seed, n, length):
+    """Uniform numbers (n, length) of a seed, or where that is None of torch's own."""
+    seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+    return kernels.uniforms(seed, n, length)
