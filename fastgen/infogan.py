@@ -18,14 +18,15 @@ def traversal(model, seed):
 
     returns: images, columns
     """
-    z, _, codes = model.draw(1, seed)
-    ways = [traverse(0 * codes, m, torch.linspace(-FAR, FAR, COLUMNS)) for m in range(model.M)]
+    drawn = model.draw(1, seed)
+    codes = 0 * drawn["continuous"]
+    ways = [traverse(codes, m, torch.linspace(-FAR, FAR, COLUMNS)) for m in range(model.M)]
     columns = torch.cat(ways, dim=1)[0] if ways else codes  # (V, M)
     V = len(columns)
     category = torch.arange(model.K).repeat_interleave(V)
     x = model.sample(
         model.K * V,
-        z=z.expand(model.K * V, -1),
+        z=drawn["z"].expand(model.K * V, -1),
         category=category,
         continuous=columns.repeat(model.K, 1),
     )
@@ -41,13 +42,11 @@ def bounds(model, number, seed):
     if number < 2:
         raise ValueError(f"files: expected at least 2 samples, got {number}")
     device = next(model.parameters()).device
-    z, *codes = (t.to(device) for t in model.draw(number, seed))
-    parts = []
+    drawn, parts = model.draw(number, seed), []
     for i in range(0, number, BATCH):
-        some = [t[i : i + BATCH] for t in (z, *codes)]
-        drawn = dict(zip(("z", "category", "continuous"), some, strict=True))
-        x = model.sample(len(some[0]), **drawn)
-        parts.append(model.bound(x, *some[1:]).double().cpu())
+        some = {name: t[i : i + BATCH].to(device) for name, t in drawn.items()}
+        x = model.sample(len(some["z"]), **some)
+        parts.append(model.bound(x, some["category"], some["continuous"]).double().cpu())
     nats = torch.cat(parts)
     return torch.stack([nats.mean(0), nats.std(0) / math.sqrt(number)], dim=1)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import arg
 
-from .. import gans
+from .. import gans, infogan
 from ..data import write_png
 from ..game import GAMES
 from ..images import SHOWN
@@ -30,6 +30,8 @@ from ..options import (
 )
 from ..text import number, table
 from ..verify import games
+from ..verify.infogan import verify_infogan
+from .flows import Shown
 from .images import Drawn
 
 Game = Annotated[Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", ".join(GAMES))]
@@ -127,18 +129,31 @@ def trainer(Kind):
     return train
 
 
+@dataclass(frozen=True)
+class Pictured(Shown, Drawn):
+    """What `sample` takes for GANs: what is shown, and of which class."""
+
+
 def sample(net, meta, form, out, n, drawn, sampling):
     check_output(out, ".png")
     if sampling.dtype != "float32" or sampling.temperature != 1:
         got = f"{sampling.dtype!r} and {sampling.temperature:g}"
         raise ValueError(f"dtype, temperature: expected 'float32' and 1 of a GAN, got {got}")
+    show = drawn.show or "samples"
+    if show not in gans.PICTURES:
+        raise ValueError(f"show: expected one of {[*gans.PICTURES]} of a GAN, got {show!r}")
+    if drawn.data is not None:
+        raise ValueError(f"data: expected none of a GAN, got {drawn.data!r}")
     seed, began = prepared(sampling)["seed"], time.perf_counter()
-    made = gans.picture(net, form, n, seed, drawn.label)
+    made = gans.picture(net, form, n, seed, drawn.label, show)
     took = time.perf_counter() - began
     write_png(out, made)
     if isinstance(form, gans.Plane):
         n = n or gans.POINTS_SHOWN
         print(f"wrote {out}: as many points of {form.name}, and {n:,} samples, seed {seed}")
+        return
+    if show != "samples":
+        print(f"wrote {out}: {show}, seed {seed}")
         return
     size = " x ".join(map(str, form.shape[1:]))
     print(f"wrote {out}: {n or SHOWN} images of {size}, seed {seed}")
@@ -146,6 +161,10 @@ def sample(net, meta, form, out, n, drawn, sampling):
 
 
 def evaluate(net, form, name, files, seed):
+    if isinstance(net, InfoGAN):
+        title, rows = infogan.report(net, form, name, files, seed)
+        print(f"{title}\n{table(rows)}")
+        return
     if not isinstance(form, gans.Plane):
         raise ValueError("eval: expected a model with a likelihood, which a GAN of images has not")
     if name != form.name:
@@ -162,10 +181,15 @@ GANS = Family(
     kind="GANs",
     models=(Adversarial,),
     train={name: trainer(Kind) for name, Kind in SIZES.items()},
-    verify={"gan": games.verify_gan, "fgan": games.verify_fgan, "unrolled": games.verify_unrolled},
+    verify={
+        "gan": games.verify_gan,
+        "fgan": games.verify_fgan,
+        "unrolled": games.verify_unrolled,
+        "infogan": verify_infogan,
+    },
     commands={},
     format_of=gans.format_of,
-    options=Drawn,
+    options=Pictured,
     sample=sample,
     evaluate=evaluate,
 )

@@ -114,6 +114,10 @@ class Adversarial(nn.Module):
             return None
         return F.one_hot(label, self.config["classes"]).to(self.dtype)
 
+    def draw(self, n, seed):
+        """What `sample` makes of its seed, by name: z (n, latent)."""
+        return {"z": torch.special.ndtri(inside(numbers(seed, n, self.config["latent"])))}
+
     @torch.no_grad()
     def sample(self, n, *, seed=None, z=None, label=None):
         """Make n examples of standard normal noise.
@@ -135,8 +139,7 @@ class Adversarial(nn.Module):
         if label is not None and n and not 0 <= int(label.min()) <= int(label.max()) < classes:
             got = f"{int(label.min())} to {int(label.max())}"
             raise ValueError(f"sample: label: expected 0 to {classes - 1}, got {got}")
-        if z is None:
-            z = torch.special.ndtri(inside(numbers(seed, n, latent)))
+        z = self.draw(n, seed)["z"] if z is None else z
         device = next(self.parameters()).device
         return self.make(z, self.coded(None if label is None else label.to(device)))
 

@@ -156,11 +156,14 @@ class InfoGAN(Adversarial):
         return torch.cat([part.to(z) for part in parts], dim=1)
 
     def draw(self, n, seed):
-        """What `sample` makes of its seed, z (n, latent), category (n,) and continuous (n, M)."""
+        """What `sample` makes of its seed, by name: z (n, latent), category, continuous."""
         latent = self.config["latent"]
         u = numbers(seed, n, latent + 1 + self.M)
-        z = torch.special.ndtri(inside(u[:, :latent]))
-        return z, (u[:, latent] * self.K).long(), 2 * u[:, latent + 1 :] - 1
+        return {
+            "z": torch.special.ndtri(inside(u[:, :latent])),
+            "category": (u[:, latent] * self.K).long(),
+            "continuous": 2 * u[:, latent + 1 :] - 1,
+        }
 
     @torch.no_grad()
     def sample(self, n, *, seed=None, z=None, category=None, continuous=None):
@@ -171,14 +174,14 @@ class InfoGAN(Adversarial):
         """
         if n < 0:
             raise ValueError(f"sample: n: expected >= 0, got {n}")
-        given, drawn = (z, category, continuous), self.draw(n, seed)
-        z, category, continuous = (b if a is None else a for a, b in zip(given, drawn, strict=True))
+        given = {"z": z, "category": category, "continuous": continuous}
+        given = self.draw(n, seed) | {name: t for name, t in given.items() if t is not None}
         want = (n, self.config["latent"])
-        if z.shape != want:
-            raise ValueError(f"sample: z: expected {want}, got {tuple(z.shape)}")
-        check_codes(self, "sample", n, category, continuous)
+        if given["z"].shape != want:
+            raise ValueError(f"sample: z: expected {want}, got {tuple(given['z'].shape)}")
+        check_codes(self, "sample", n, given["category"], given["continuous"])
         device = next(self.parameters()).device
-        return self.make(self.joined(*(t.to(device) for t in (z, category, continuous))))
+        return self.make(self.joined(**{name: t.to(device) for name, t in given.items()}))
 
 
 class Discriminator(nn.Module):

@@ -36,14 +36,14 @@ def interpolate(a, b, steps, kind="spherical"):
     Shoemake 1985, Animating Rotation with Quaternion Curves; White 2016, Sampling Generative
     Networks.
     """
-    if a.shape != b.shape or not a.dim():
+    if a.shape != b.shape or a.dim() < 2:
         got = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"interpolate: expected codes of one shape (N, ...), got {got}")
     if steps < 2:
         raise ValueError(f"interpolate: steps: expected >= 2, got {steps}")
     if kind not in ("linear", "spherical"):
         raise ValueError(f"interpolate: kind: expected linear or spherical, got {kind!r:.80}")
-    one, other = (x.reshape(len(x), 1, -1).double() for x in (a, b))
+    one, other = (x[:, None].flatten(2).double() for x in (a, b))
     t = torch.linspace(0, 1, steps, dtype=torch.float64, device=a.device)[:, None]
     if kind == "spherical":
         angle = between(one, other)
