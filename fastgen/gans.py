@@ -99,10 +99,10 @@ def picture(model, form, n, seed, label=None, show="samples"):
     if isinstance(form, Canvas):
         made, columns = PICTURES[show](model, n or SHOWN, seed, label)
         return grid(form.decode(made), columns)
-    if show != "samples" or label is not None:
-        raise ValueError(f"show, label: expected none of points, got {show!r} and {label!r}")
+    if show != "samples":
+        raise ValueError(f"show: expected samples of points, got {show!r}")
     n = n or POINTS_SHOWN
-    made = model.sample(n, seed=seed).double().cpu()
+    made = samples(model, n, seed, label)[0].double().cpu()
     pair = [
         brightness(fallen(x, form.points.box)) for x in (form.points.sample(n, seed=seed), made)
     ]
