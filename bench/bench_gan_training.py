@@ -1,18 +1,18 @@
 """Turns of a GAN's game against a plain loop: `pytest bench/bench_gan_training.py`.
 
 DCGAN on 1 x 28 x 28 in batches of 128, of 16 channels at the largest pictures, and perceptrons on
-points of the plane in batches of 512, where launches count. The loop is PyTorch as written with care:
-fused Adam, gradients set to None, no graph of the generator in the discriminator's step, and none
-of the discriminator's weights in the generator's. Both have the same nets and noise, and are equal
-after three turns before they are timed. On a CPU one thread. Ours is what `fastgen.train` plays, but
-for the averaged copy.
+points of the plane in batches of 512, where launches count. The loop is PyTorch as written with
+care: fused Adam, gradients set to None, no graph of the generator in the discriminator's step, and
+none of the discriminator's weights in the generator's. Both have the same nets and noise, and are
+equal after three turns before they are timed. On a CPU one thread. Ours is what `fastgen.train`
+plays, but for the averaged copy.
 """
 
 import math
 
 import pytest
 import torch
-from measure import compare
+from measure import DEVICE, compare
 
 from fastgen import DCGAN, GAN
 from fastgen.game import Game
@@ -111,8 +111,8 @@ def test_gan_training(benchmark, report, case, small):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif("DEVICE == 'cpu' and not config.getoption('small')", reason="needs a GPU")
 @pytest.mark.parametrize("case", CASES)
 def test_gan_training_on_a_gpu(benchmark, report, case, small):
     make, _ = CASES[case]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    row(case, make, small, device, 2 if small else 20, report, benchmark)
+    row(case, make, small, DEVICE, 2 if small else 20, report, benchmark)

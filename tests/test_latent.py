@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fastgen import DCGAN, GAN, NICE, InfoGAN, RealNVP
 from fastgen.latent import arithmetic, interpolate, traverse
 
 
@@ -98,3 +99,28 @@ def test_a_traversal_moves_one_coordinate():
 def test_what_does_not_fit_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: GAN(latent=4, hidden=(8,)),
+        lambda: DCGAN((1, 8, 8), latent=4, channels=2),
+        lambda: InfoGAN((1, 8, 8), latent=4, channels=2, units=8),
+        lambda: NICE((4,), 0, layers=2, hidden=8, depth=1),
+        lambda: RealNVP((1, 4, 4), 256, 1, 4, 1, 1),
+    ],
+)
+def test_models_take_codes(model):
+    torch.manual_seed(0)
+    model = model().eval()
+    shape = (4,) if hasattr(model, "generator") else model.shape
+    z = codes(2, *shape).float()
+    way = interpolate(z[:1], z[1:], 3)[0]
+    made = model.sample(3, z=way, seed=0)
+    assert made.shape == (3, *model.shape)
+    torch.testing.assert_close(model.sample(3, z=way, seed=0)[:1], made[:1])
+    if isinstance(model, NICE):
+        torch.testing.assert_close(model(made)[0], way)
+    with pytest.raises(ValueError, match="sample: z: expected"):
+        model.sample(3, z=z)
