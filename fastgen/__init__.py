@@ -11,6 +11,7 @@ if find_spec("fastgen.kernels") is None:
 from . import kernels, nn
 from .implicit.dcgan import DCGAN
 from .implicit.gan import GAN
+from .implicit.infogan import InfoGAN
 from .implicit.semisupervised import SemiSupervisedGAN
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
@@ -35,6 +36,7 @@ __all__ = [
     "NICE",
     "GatedPixelCNN",
     "Glow",
+    "InfoGAN",
     "PixelCNN",
     "PixelCNNpp",
     "RealNVP",

@@ -4,17 +4,22 @@ from typing import NamedTuple
 
 import torch
 
+from . import infogan
 from .data.images import Images
 from .data.levels import Batches
 from .data.png import grid, write_png
 from .data.points import POINTS, Draws
-from .flows import POINTS_SHOWN, Plane, coloured, fallen, plane_of
+from .flows import BETWEEN, POINTS_SHOWN, Plane, coloured, fallen, plane_of
 from .images import SHOWN
 from .images import labels as labels_of
+from .implicit.infogan import InfoGAN
+from .latent import interpolate, traverse
 from .metrics.modes import modes
 
 LEVELS = 256  # of a pixel
 COUNTED = 10_000  # points whose modes are found
+FAR = 2.0  # how far a traversal goes
+READ = 1_000  # samples whose codes are read while training
 
 
 class Canvas(NamedTuple):
@@ -25,6 +30,9 @@ class Canvas(NamedTuple):
 
     def encode(self, x):
         return x * ((1 - self.low) / (LEVELS - 1)) + self.low
+
+    def encode(self, x):
+        return x * (2 / (LEVELS - 1)) - 1
 
     def encode(self, x):
         return x * (2 / (LEVELS - 1)) - 1
@@ -73,27 +81,71 @@ def prepare(sizes, data, *, labels, flips, seed):
 
 
 class Validation:
-    """Called with a GAN: writes samples.png into a folder; of points it counts the modes."""
+    """Called with a GAN: writes samples.png into a folder; of points it counts the modes.
+
+    Of an InfoGAN it writes traversal.png too, and finds the bounds of its codes.
+    """
 
     def __init__(self, form, out):
         self.form, self.out = form, out
 
     def __call__(self, model):
         write_png(self.out / "samples.png", picture(model, self.form, None, 0))
+        if isinstance(model, InfoGAN):
+            shown = picture(model, self.form, None, 0, show="traversal")
+            write_png(self.out / "traversal.png", shown)
+            bound = infogan.bounds(model, READ, 0)[:, 0]
+            return {f"bound {m}": nats for m, nats in enumerate(bound.tolist())}
         return numbers(model, self.form, COUNTED, 0) if isinstance(self.form, Plane) else {}
 
 
-def picture(model, form, n, seed, label=None):
-    """Pixels of n samples; of points, beside where as many true ones are."""
-    n = n or (SHOWN if isinstance(form, Canvas) else POINTS_SHOWN)
-    made = model.sample(n, seed=seed, label=labels_of(model, n, label))
+def picture(model, form, n, seed, label=None, show="samples"):
+    """Pixels of n samples; of points, beside where as many true ones are.
+
+    show: one of PICTURES, of images alone
+    """
     if isinstance(form, Canvas):
-        return grid(form.decode(made))
-    made = made.double().cpu()
+        made, columns = PICTURES[show](model, n or SHOWN, seed, label)
+        return grid(form.decode(made), columns)
+    if show != "samples":
+        raise ValueError(f"show: expected samples of points, got {show!r}")
+    n = n or POINTS_SHOWN
+    made = samples(model, n, seed, label)[0].double().cpu()
     pair = [
         brightness(fallen(x, form.points.box)) for x in (form.points.sample(n, seed=seed), made)
     ]
     return grid(coloured(torch.stack(pair)), 2, scale=1)
+
+
+def samples(model, n, seed, label):
+    return model.sample(n, seed=seed, **given(labels_of(model, n, label))), None
+
+
+def interpolations(model, n, seed, label):
+    """In a row, images of noise on the spherical way between two, all of the row's codes."""
+    rows = max(1, n // BETWEEN)
+    drawn = model.draw(2 * rows, seed)
+    z = interpolate(*drawn.pop("z").split(rows), BETWEEN).flatten(0, 1)
+    row = {name: t[:rows] for name, t in drawn.items()} | given(labels_of(model, rows, label))
+    same = {name: t.repeat_interleave(BETWEEN, 0) for name, t in row.items()}
+    return model.sample(len(z), z=z, **same), BETWEEN
+
+
+def traversal(model, n, seed, label):
+    """In a row, images of noise whose one number goes from -FAR to FAR, and of its codes."""
+    if isinstance(model, InfoGAN):
+        return infogan.traversal(model, seed)
+    rows = min(max(1, n // BETWEEN), model.config["latent"])
+    z, values = model.draw(1, seed)["z"], torch.linspace(-FAR, FAR, BETWEEN)
+    z = torch.cat([traverse(z, axis, values)[0] for axis in range(rows)])
+    return model.sample(len(z), z=z, **given(labels_of(model, 1, label), len(z))), BETWEEN
+
+
+def given(label, times=1):
+    return {} if label is None else {"label": label.repeat(times)}
+
+
+PICTURES = {"samples": samples, "interpolations": interpolations, "traversal": traversal}
 
 
 def brightness(n):

@@ -129,3 +129,46 @@ def test_a_curve_has_no_modes(tmp_path, capsys):
 def test_games_verify_by_the_command(capsys):
     assert run("verify", "unrolled") == 0
     assert "2 of 2 hold" in capsys.readouterr().out
+
+
+def test_codes_are_learned_shown_and_matched(tmp_path, images, capsys):
+    out, png = tmp_path / "run", tmp_path / "a.png"
+    sizes = ["--channels", 2, "--units", 8, "--latent", 4, "--categories", 3, "--continuous", 1]
+    train = ["train", "infogan", "--data", images, "--out", out, *sizes, "--batch-size", 4]
+    assert run(*train, "--steps", 2) == 0
+    assert "bound 1" in capsys.readouterr().out
+    assert (out / "samples.png").is_file()
+    assert (out / "traversal.png").is_file()
+    for show in ("samples", "traversal", "interpolations"):
+        assert run("sample", out, "--show", show, "--out", png, "--seed", 1) == 0
+    assert "interpolations, seed 1" in capsys.readouterr().out
+    assert run("eval", out, "--files", 5) == 0
+    printed = capsys.readouterr().out
+    assert "5 samples of seed 0, 5 test images" in printed
+    assert "ln 3" in printed
+    assert "%" in printed
+    assert run("eval", out, "--files", 1) == 2
+    assert run("sample", out, "--show", "redrawn", "--out", png) == 2
+    assert "show: expected one of" in capsys.readouterr().err
+    assert run("sample", out, "--data", images, "--out", png) == 2
+    assert "data: expected none of a GAN" in capsys.readouterr().err
+    assert run(*train[:4], "--out", tmp_path / "b", "--labels", "--steps", 1) == 2
+    assert "labels: expected none of an InfoGAN" in capsys.readouterr().err
+
+
+def test_noise_is_shown_between_and_along(tmp_path, images, capsys):
+    out, png = tmp_path / "run", tmp_path / "a.png"
+    train = ["train", "dcgan", "--data", images, "--out", out, "--labels", "--channels", 2]
+    assert run(*train, "--latent", 4, "--steps", 1, "--batch-size", 4) == 0
+    assert run("sample", out, "--show", "traversal", "--out", png, "--label", 1) == 0
+    assert run("sample", out, "--show", "interpolations", "--out", png, "--n", 3) == 0
+    points = tmp_path / "points"
+    assert run("train", "gan", "--data", "two_moons", "--out", points, "--steps", 1) == 0
+    capsys.readouterr()
+    assert run("sample", points, "--show", "traversal", "--out", png) == 2
+    assert "show: expected samples of points, got 'traversal'" in capsys.readouterr().err
+
+
+def test_infogan_verifies_by_the_command(capsys):
+    assert run("verify", "infogan") == 0
+    assert "6 of 6 hold" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import arg
 
-from .. import flows
+from .. import flows, gans
 from ..data import grid, write_png
 from ..data.images import Images
 from ..images import SHOWN, Unseen, bits, independent, spread
@@ -104,14 +104,18 @@ def given(sizes):
     return {name: value for name, value in asdict(sizes).items() if value is not None}
 
 
+PICTURES = tuple(dict.fromkeys([*flows.PICTURES, *gans.PICTURES]))
+
+
 @dataclass(frozen=True)
 class Shown:
     show: Annotated[
-        Literal[tuple(flows.PICTURES)] | None,
+        Literal[PICTURES] | None,
         arg(
-            metavar="{" + ",".join(flows.PICTURES) + "}",
-            help="of a flow of images: samples; images and what the inverse makes of their "
-            "sources; images between two; images whose fine detail is drawn anew",
+            metavar="{" + ",".join(PICTURES) + "}",
+            help="of a flow or GAN of images: samples; images between two; of a flow, images and "
+            "what the inverse makes of their sources, and images whose fine detail is drawn anew; "
+            "of a GAN, images along a code",
             help_behavior_hint="(default: samples)",
         ),
     ] = None
@@ -188,6 +192,8 @@ def sample(net, meta, form, out, n, shown, sampling):
         print(f"wrote {out}: true density, density, {n:,} points of {form.name}, seed {seed}")
         return
     show, codes = shown.show or "samples", None
+    if show not in flows.PICTURES:
+        raise ValueError(f"show: expected one of {[*flows.PICTURES]} of a flow, got {show!r}")
     if show == "samples" and shown.data is not None:
         raise ValueError(f"data: expected none of samples, got {shown.data!r}")
     if show != "samples":

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import arg
 
-from .. import gans
+from .. import gans, infogan
 from ..data import write_png
 from ..data.blobs import BLOBS
 from ..game import GAMES
@@ -17,6 +17,7 @@ from ..images import SHOWN
 from ..implicit.adversarial import BETAS, Adversarial
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
+from ..implicit.infogan import InfoGAN
 from ..options import (
     NAMELESS,
     Descent,
@@ -30,15 +31,17 @@ from ..options import (
 )
 from ..text import number, table
 from ..verify import games
+from ..verify.infogan import verify_infogan
+from .flows import Shown
 from .images import Drawn
 from .scores import show_counts, show_scores
+
+Game = Annotated[Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", ".join(GAMES))]
 
 
 @dataclass(frozen=True)
 class Rules:
-    game: Annotated[
-        Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", ".join(GAMES))
-    ] = "nonsaturating"
+    game: Game = "nonsaturating"
     discriminator_steps: int = 1  # for one of the generator
     unrolled: int = 0  # steps of the discriminator that the generator looks ahead
     inner_lr: float = 2e-4  # of these
@@ -64,7 +67,26 @@ class DCGANSizes(Rules):
         return DCGAN(shape, classes=classes, **own(self))
 
 
-SIZES = {"gan": GANSizes, "dcgan": DCGANSizes}
+@dataclass(frozen=True)
+class InfoGANSizes:
+    game: Game = "nonsaturating"
+    discriminator_steps: int = 1  # for one of the generator
+    generator_lr: float = 5.0  # factor of its learning rate
+    latent: int = 62  # size of the noise
+    categories: int = 10  # of a code
+    continuous: int = 2  # codes on [-1, 1]
+    weight: float = 1.0  # of the codes' information
+    sd: float = 1.0  # of what Q says of a continuous code
+    channels: int = 64  # of the largest pictures within
+    units: int = 1024  # of the dense layers
+
+    def build(self, shape, classes):
+        if classes:
+            raise ValueError("labels: expected none of an InfoGAN, whose codes are its own")
+        return InfoGAN(shape, **own(self))
+
+
+SIZES = {"gan": GANSizes, "dcgan": DCGANSizes, "infogan": InfoGANSizes}
 
 
 def own(sizes):
@@ -110,18 +132,31 @@ def trainer(Kind):
     return train
 
 
+@dataclass(frozen=True)
+class Pictured(Shown, Drawn):
+    """What `sample` takes for GANs: what is shown, and of which class."""
+
+
 def sample(net, meta, form, out, n, drawn, sampling):
     check_output(out, ".png")
     if sampling.dtype != "float32" or sampling.temperature != 1:
         got = f"{sampling.dtype!r} and {sampling.temperature:g}"
         raise ValueError(f"dtype, temperature: expected 'float32' and 1 of a GAN, got {got}")
+    show = drawn.show or "samples"
+    if show not in gans.PICTURES:
+        raise ValueError(f"show: expected one of {[*gans.PICTURES]} of a GAN, got {show!r}")
+    if drawn.data is not None:
+        raise ValueError(f"data: expected none of a GAN, got {drawn.data!r}")
     seed, began = prepared(sampling)["seed"], time.perf_counter()
-    made = gans.picture(net, form, n, seed, drawn.label)
+    made = gans.picture(net, form, n, seed, drawn.label, show)
     took = time.perf_counter() - began
     write_png(out, made)
     if isinstance(form, gans.Plane):
         n = n or gans.POINTS_SHOWN
         print(f"wrote {out}: as many points of {form.name}, and {n:,} samples, seed {seed}")
+        return
+    if show != "samples":
+        print(f"wrote {out}: {show}, seed {seed}")
         return
     size = " x ".join(map(str, form.shape[1:]))
     print(f"wrote {out}: {n or SHOWN} images of {size}, seed {seed}")
@@ -129,6 +164,10 @@ def sample(net, meta, form, out, n, drawn, sampling):
 
 
 def evaluate(net, form, name, files, seed):
+    if isinstance(net, InfoGAN):
+        title, rows = infogan.report(net, form, name, files, seed)
+        print(f"{title}\n{table(rows)}")
+        return
     if not isinstance(form, gans.Plane):
         return (show_counts if name in BLOBS else show_scores)(net, form, name, files, seed)
     if name != form.name:
@@ -145,10 +184,15 @@ GANS = Family(
     kind="GANs",
     models=(Adversarial,),
     train={name: trainer(Kind) for name, Kind in SIZES.items()},
-    verify={"gan": games.verify_gan, "fgan": games.verify_fgan, "unrolled": games.verify_unrolled},
+    verify={
+        "gan": games.verify_gan,
+        "fgan": games.verify_fgan,
+        "unrolled": games.verify_unrolled,
+        "infogan": verify_infogan,
+    },
     commands={},
     format_of=gans.format_of,
-    options=Drawn,
+    options=Pictured,
     sample=sample,
     evaluate=evaluate,
 )

@@ -22,7 +22,8 @@ class Adversarial(nn.Module):
 
     A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
     (B, classes) or None -> (B, *shape), and `discriminator`, (B, *shape) and labels -> (B,), and
-    `config`, whose keys these are; images are in [low, 1]:
+    `config`, which has those of these keys that the subclass takes, `latent` and `game` always;
+    images are in [low, 1]:
 
     game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
     unrolled: steps of Adam, with BETAS and the rate inner_lr, that the generator looks ahead
@@ -87,7 +88,7 @@ class Adversarial(nn.Module):
         """What a discriminator descends, whose logits may be of autocast's dtype."""
         tell = lambda x: discriminator(x, label).to(self.dtype)  # noqa: E731
         loss = self.game.discriminator(tell(x), tell(fake))
-        if weight := self.config["penalty"]:
+        if weight := self.config.get("penalty"):
             loss = loss + weight * gradient_penalty(tell, x, fake.to(x))
         return loss
 
@@ -108,7 +109,7 @@ class Adversarial(nn.Module):
         Raises ValueError for a batch of another shape than the model's.
         """
         self.check(x)
-        if self.config["classes"] and label is None:
+        if self.config.get("classes") and label is None:
             name = type(self).__name__
             raise ValueError(f"{name}: label: expected the batch to have labels, got none")
         return self.coded(label)
@@ -122,6 +123,10 @@ class Adversarial(nn.Module):
         if not self.config.get("classes"):
             return None
         return F.one_hot(label, self.config["classes"]).to(self.dtype)
+
+    def draw(self, n, seed):
+        """What `sample` makes of its seed, by name: z (n, latent)."""
+        return {"z": self.quantile(numbers(seed, n, self.config["latent"]))}
 
     @torch.no_grad()
     def sample(self, n, *, seed=None, z=None, label=None):
@@ -144,13 +149,19 @@ class Adversarial(nn.Module):
         if label is not None and n and not 0 <= int(label.min()) <= int(label.max()) < classes:
             got = f"{int(label.min())} to {int(label.max())}"
             raise ValueError(f"sample: label: expected 0 to {classes - 1}, got {got}")
-        parameter = next(self.parameters())
-        if z is None:
-            seed = int(torch.randint(1 << 62, ())) if seed is None else seed
-            u = kernels.uniforms(seed, n, latent)
-            z = self.quantile(u)
-        label = None if label is None else label.to(parameter.device)
+        z = self.draw(n, seed)["z"] if z is None else z
+        device = next(self.parameters()).device
+        return self.make(z, self.coded(None if label is None else label.to(device)))
+
+    def make(self, z, *label):
+        """What the generator makes, as it will when it is trained."""
         training = self.training
-        x = self.eval().generator(z.to(parameter), self.coded(label))
+        x = self.eval().generator(z.to(next(self.parameters())), *label)
         self.train(training)
         return x
+
+
+def numbers(seed, n, length):
+    """Uniform numbers (n, length) of a seed, or where that is None of torch's own."""
+    seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+    return kernels.uniforms(seed, n, length)

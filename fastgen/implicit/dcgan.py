@@ -98,20 +98,20 @@ class Discriminator(nn.Module):
         return self.last(self.layers(x))[:, 0]
 
 
-def sides(shape):
+def sides(shape, name="DCGAN"):
     """The side that pictures start from, and how often it doubles.
 
     Raises ValueError for a shape that there is no such side for.
     """
     fits = isinstance(shape, (list, tuple)) and len(shape) == 3 and shape[1] == shape[2]
     if not fits or not all(isinstance(v, int) and v >= 1 for v in shape):
-        raise ValueError(f"DCGAN: shape: expected (C, S, S), got {shape!r:.80}")
+        raise ValueError(f"{name}: shape: expected (C, S, S), got {shape!r:.80}")
     side, doublings = shape[1], 0
     while side > 7 and side % 2 == 0:
         side, doublings = side // 2, doublings + 1
     if not 4 <= side <= 7 or not doublings:
         raise ValueError(
-            f"DCGAN: shape: expected a side of 4 to 7 times 2, 4, 8 ..., got {shape[1]}"
+            f"{name}: shape: expected a side of 4 to 7 times 2, 4, 8 ..., got {shape[1]}"
         )
     return side, doublings
 

@@ -107,10 +107,11 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     @without_autocast
-    def sample(self, n, *, seed=None, uniforms=None, temperature=1.0):
+    def sample(self, n, *, seed=None, uniforms=None, z=None, temperature=1.0):
         """Draw n of x: the inverse of sources at a temperature; 0 takes the sources' middle.
 
-        `uniforms` (n, *shape) in [0, 1), else drawn from `seed`.
+        `z` (n, *shape), whose temperature is its own, else of `uniforms` (n, *shape) in [0, 1),
+        else drawn from `seed`.
         returns: (n, *shape), int64 levels, or floating where x is continuous
         Raises ValueError for shapes that do not fit, values out of range, and what is not finite.
         """
@@ -118,13 +119,12 @@ class Flow(nn.Module):
             raise ValueError(f"sample: n: expected >= 0, got {n}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"sample: temperature: expected finite and >= 0, got {temperature:g}")
-        if uniforms is None:
-            seed = int(torch.randint(1 << 62, ())) if seed is None else seed
-            uniforms = kernels.uniforms(seed, n, self.dims).view(n, *self.shape)
-        check_uniforms(self, n, uniforms)
-        device = next(self.parameters()).device
-        u = uniforms.flatten(1).to(device, torch.float64)
-        z = self.sources.quantile(u, temperature).to(self.dtype).view(n, *self.shape)
+        if z is None:
+            z = self.draw(n, seed, uniforms, temperature)
+        if tuple(z.shape) != (n, *self.shape):
+            want, got = (n, *self.shape), tuple(z.shape)
+            raise ValueError(f"sample: z: expected {want}, got {got}")
+        z = z.to(next(self.parameters()))
         training = self.training
         x = self.eval().inverse(z)[0]
         self.train(training)
@@ -132,6 +132,16 @@ class Flow(nn.Module):
         if len(bad):
             raise ValueError(f"sample: what is drawn at place {int(bad[0])} is not finite")
         return self.quantize(x) if self.levels else x
+
+    def draw(self, n, seed, uniforms, temperature):
+        """Sources of uniform numbers, which are drawn from a seed unless given."""
+        if uniforms is None:
+            seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+            uniforms = kernels.uniforms(seed, n, self.dims).view(n, *self.shape)
+        check_uniforms(self, n, uniforms)
+        device = next(self.parameters()).device
+        u = uniforms.flatten(1).to(device, torch.float64)
+        return self.sources.quantile(u, temperature).view(n, *self.shape)
 
 
 def check_input(model, x, what):
