@@ -66,12 +66,27 @@ def test_images_are_learned_with_their_labels(tmp_path, images, capsys, game):
         (["dcgan", "--data", "two_moons"], "DCGAN: shape: expected (C, S, S)"),
         (["gan", "--data", "nowhere"], "nowhere"),
         (["gan", "--data", "two_moons", "--penalty", "-1"], "penalty: expected >= 0"),
+        (["gan", "--data", "ring", "--smooth", "0.1", "--game", "f-kl"], "smooth: expected 0"),
+        (["gan", "--data", "ring", "--discriminator-lr", "0"], "lr > 0 expected"),
+        (["gan", "--data", "ring", "--simultaneous", "--generator-steps", "2"], "one step a turn"),
+        (["gan", "--data", "ring", "--ema", "2"], "ema expected in"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path, capsys, words, what):
     assert run("train", *words, "--out", tmp_path / "run", "--steps", 1) == 2
     assert what in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_game_of_many_options(tmp_path, capsys):
+    out, sizes = tmp_path / "run", ["--hidden", 8, "--latent", 3, "--batch-size", 6]
+    train = ["train", "gan", "--data", "ring", "--out", out, *sizes, "--steps", 2, "--ema", 0]
+    assert run(*train, "--discriminator-lr", 0.1, "--smooth", 0.1, "--minibatch", 3) == 0
+    options = ["--generator-steps", 3, "--discriminator-steps", 2]
+    assert run(*train[:5], tmp_path / "b", *sizes, "--steps", 2, *options) == 0
+    game = ["--game", "nonsaturating-kl", "--simultaneous"]
+    assert run(*train[:5], tmp_path / "c", *sizes, "--steps", 2, *game) == 0
+    assert capsys.readouterr().out.count("modes") == 3
 
 
 def test_a_curve_has_no_modes(tmp_path, capsys):

@@ -37,10 +37,14 @@ class Rules:
     game: Annotated[
         Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", ".join(GAMES))
     ] = "nonsaturating"
-    discriminator_steps: int = 1  # for one of the generator
+    smooth: float = 0.0  # one-sided: data's target is 1 - smooth
+    discriminator_steps: int = 1  # of a turn, on batches of its own
+    generator_steps: int = 1  # of a turn
+    discriminator_lr: float = 1.0  # factor of lr for the discriminator
     unrolled: int = 0  # steps of the discriminator that the generator looks ahead
     inner_lr: float = 2e-4  # of these
     penalty: float = 0.0  # weight of the penalty on the discriminator's slope
+    minibatch: int = 0  # kernels of minibatch discrimination
     latent: int = 100  # size of the noise
 
 
@@ -81,6 +85,8 @@ def trainer(Kind):
         out: Path,
         labels: bool = False,
         flips: bool = False,
+        simultaneous: bool = False,
+        ema: float = 0.999,
         device: Device = "cpu",
         sizes: Annotated[Kind, NAMELESS] = default,
         descent: Annotated[Descent, NAMELESS] = Descent(batch_size=128, lr=2e-4, clip=math.inf),
@@ -88,11 +94,13 @@ def trainer(Kind):
         """Train a GAN of points or images; the same command goes on where a run was stopped.
 
         Args:
-            data: eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
+            data: ring, eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
                 fashion, cifar, an npz file, or a folder of IDX files or pictures
             out: folder of the run
             labels: tell both networks the labels of the images
             flips: mirror half of the images at each step, left for right
+            simultaneous: take both players' gradients before either steps
+            ema: of the averaged weights, by which what is saved and shown is made; 0 for none
         """
         check_device(device)
         torch.manual_seed(descent.seed)
@@ -100,7 +108,9 @@ def trainer(Kind):
         net, source, meta = gans.prepare(sizes, data, **options)
         print(f"{parameters(net)}, {data}, {' x '.join(map(str, net.shape))}", flush=True)
         validation = gans.Validation(gans.format_of(net, meta), out)
-        last = fit(net.to(device), source, out, validation, meta, descent, betas=BETAS)
+        net.to(device).initialize(*(t.to(device) for t in source.batch(0, descent.batch_size)))
+        play = {"betas": BETAS, "ema": ema, "simultaneous": simultaneous}
+        last = fit(net, source, out, validation, meta, descent, **play)
         if last:
             print(table([(name, f"{value:.4g}") for name, value in last.items()]))
 
