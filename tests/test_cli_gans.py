@@ -26,7 +26,8 @@ def test_points_are_learned_shown_and_counted(tmp_path, capsys):
     out = tmp_path / "run"
     train = ["train", "gan", "--data", "eight_gaussians", "--out", out, "--hidden", 16]
     assert run(*train, "--steps", 3, "--batch-size", 16, "--unrolled", 2) == 0
-    assert (out / "samples.png").is_file()
+    for name in ("samples.png", "samples.gif", "modes.png"):
+        assert (out / name).is_file()
     assert "modes" in capsys.readouterr().out
     assert run("sample", out, "--out", tmp_path / "a.png", "--n", 100, "--seed", 1) == 0
     assert run("eval", out) == 0
