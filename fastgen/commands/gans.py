@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import arg
 
-from .. import gans
-from ..data import write_png
+from .. import figure1, gans
+from ..data import grid, write_gif, write_png
 from ..game import GAMES
 from ..images import SHOWN
 from ..implicit.adversarial import BETAS, Adversarial
@@ -117,6 +117,24 @@ def trainer(Kind):
     return train
 
 
+def play(*, out: Path, seed: int = 0):
+    """Play figure 1 of Goodfellow et al. 2014: a GAN on a line, as an animation and four panels.
+
+    Args:
+        out: GIF file to write, and a PNG file of the same name: data's density in dots, the
+            generator's, the discriminator in dashes over the best one, and where noise goes
+        seed: of the networks and their batches
+    """
+    check_output(out, ".gif")
+    torch.manual_seed(seed)
+    frames, panels, distance = figure1.draw()
+    write_gif(out, frames, figure1.PALETTE)
+    pixels = figure1.PALETTE[panels.long()].movedim(3, 1)  # (4, 3, H, W)
+    write_png(out.with_suffix(".png"), grid(pixels, 2, scale=1))
+    print(f"wrote {out} and {out.with_suffix('.png').name}: {len(frames)} frames, seed {seed}")
+    print(table([("Kolmogorov-Smirnov distance", f"{distance:.4f}")]))
+
+
 def sample(net, meta, form, out, n, drawn, sampling):
     check_output(out, ".png")
     if sampling.dtype != "float32" or sampling.temperature != 1:
@@ -153,7 +171,7 @@ GANS = Family(
     models=(Adversarial,),
     train={name: trainer(Kind) for name, Kind in SIZES.items()},
     verify={"gan": games.verify_gan, "fgan": games.verify_fgan, "unrolled": games.verify_unrolled},
-    commands={},
+    commands={"figure1": play},
     format_of=gans.format_of,
     options=Drawn,
     sample=sample,
