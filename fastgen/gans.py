@@ -9,6 +9,8 @@ from .data.images import Images
 from .data.levels import Batches
 from .data.png import grid, write_png
 from .data.points import POINTS, Draws
+from .film import SHOWN as FILMED
+from .film import Film
 from .flows import BETWEEN, POINTS_SHOWN, Plane, coloured, fallen, plane_of
 from .images import SHOWN
 from .images import labels as labels_of
@@ -81,13 +83,14 @@ def prepare(sizes, data, *, labels, flips, seed):
 
 
 class Validation:
-    """Called with a GAN: writes samples.png into a folder; of points it counts the modes.
+    """Called with a GAN: writes samples.png into a folder; of points a `Film`, and counts modes.
 
     Of an InfoGAN it writes traversal.png too, and finds the bounds of its codes.
     """
 
     def __init__(self, form, out):
         self.form, self.out = form, out
+        self.film = Film(out, form.points) if isinstance(form, Plane) else None
 
     def __call__(self, model):
         write_png(self.out / "samples.png", picture(model, self.form, None, 0))
@@ -96,7 +99,10 @@ class Validation:
             write_png(self.out / "traversal.png", shown)
             bound = infogan.bounds(model, READ, 0)[:, 0]
             return {f"bound {m}": nats for m, nats in enumerate(bound.tolist())}
-        return numbers(model, self.form, COUNTED, 0) if isinstance(self.form, Plane) else {}
+        if self.film is None:
+            return {}
+        self.film.add(model.sample(FILMED, seed=0))
+        return numbers(model, self.form, COUNTED, 0)
 
 
 def picture(model, form, n, seed, label=None, show="samples"):

@@ -127,7 +127,7 @@ def train(
             numbers, stop = _read(pending, step, game.names)
             if rank == 0:
                 log.show(step, numbers)
-                if logs:
+                if logs or validates:
                     log.step(step, batch_size, **numbers, lr=rate(step))
                 if validates and validate:
                     log.write(step, _validated(validate, game.mean()))

@@ -26,7 +26,8 @@ def test_points_are_learned_shown_and_counted(tmp_path, capsys):
     out = tmp_path / "run"
     train = ["train", "gan", "--data", "eight_gaussians", "--out", out, "--hidden", 16]
     assert run(*train, "--steps", 3, "--batch-size", 16, "--unrolled", 2) == 0
-    assert (out / "samples.png").is_file()
+    for name in ("samples.png", "samples.gif", "modes.png"):
+        assert (out / name).is_file()
     assert "modes" in capsys.readouterr().out
     assert run(*train, "--steps", 4, "--unrolled", 2, "--data", "two_moons") == 2
     assert "data expected 'two_moons', got 'eight_gaussians'" in capsys.readouterr().err
@@ -109,12 +110,27 @@ def test_blobs_are_counted(tmp_path, capsys, data):
         (["dcgan", "--data", "two_moons"], "DCGAN: shape: expected (C, S, S)"),
         (["gan", "--data", "nowhere"], "nowhere"),
         (["gan", "--data", "two_moons", "--penalty", "-1"], "penalty: expected >= 0"),
+        (["gan", "--data", "ring", "--smooth", "0.1", "--game", "f-kl"], "smooth: expected 0"),
+        (["gan", "--data", "ring", "--discriminator-lr", "0"], "lr > 0 expected"),
+        (["gan", "--data", "ring", "--simultaneous", "--generator-steps", "2"], "one step a turn"),
+        (["gan", "--data", "ring", "--ema", "2"], "ema expected in"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path, capsys, words, what):
     assert run("train", *words, "--out", tmp_path / "run", "--steps", 1) == 2
     assert what in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_game_of_many_options(tmp_path, capsys):
+    out, sizes = tmp_path / "run", ["--hidden", 8, "--latent", 3, "--batch-size", 6]
+    train = ["train", "gan", "--data", "ring", "--out", out, *sizes, "--steps", 2, "--ema", 0]
+    assert run(*train, "--discriminator-lr", 0.1, "--smooth", 0.1, "--minibatch", 3) == 0
+    options = ["--generator-steps", 3, "--discriminator-steps", 2]
+    assert run(*train[:5], tmp_path / "b", *sizes, "--steps", 2, *options) == 0
+    game = ["--game", "nonsaturating-kl", "--simultaneous"]
+    assert run(*train[:5], tmp_path / "c", *sizes, "--steps", 2, *game) == 0
+    assert capsys.readouterr().out.count("modes") == 3
 
 
 def test_a_curve_has_no_modes(tmp_path, capsys):

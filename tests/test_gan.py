@@ -37,7 +37,9 @@ def state(module):
     return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
-@pytest.mark.parametrize("options", [{}, {"unrolled": 2}, {"penalty": 10.0}, {"classes": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"unrolled": 2}, {"penalty": 10.0}, {"classes": 3}, {"minibatch": 3}]
+)
 @pytest.mark.parametrize("game", ["minimax", "wasserstein", "f-jeffrey"])
 def test_each_player_moves_its_own_parameters_alone(game, options):
     model = small(game=game, **options)
@@ -122,7 +124,11 @@ def test_samples_follow_the_seed_and_the_labels():
         ({"activation": "sine"}, "activation: expected one of"),
         ({"output": "step"}, "output: expected one of"),
         ({"steps": 0}, "steps: expected an int >= 1, got 0"),
+        ({"generator_steps": 0}, "generator_steps: expected an int >= 1, got 0"),
         ({"penalty": -1.0}, "penalty: expected >= 0"),
+        ({"minibatch": -1}, "minibatch: expected an int >= 0, got -1"),
+        ({"smooth": 0.1, "game": "hinge"}, "smooth: expected 0 of hinge, got 0.1"),
+        ({"smooth": 1.5}, r"smooth: expected in \[0, 1\), got 1.5"),
     ],
 )
 def test_models_refuse_what_they_cannot_be(options, match):
@@ -204,7 +210,10 @@ def test_a_wrong_divergence_is_found(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"penalty": 10.0}, {"activation": "relu", "classes": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"penalty": 10.0}, {"activation": "relu", "classes": 3}, {"minibatch": 3, "smooth": 0.1}],
+)
 def test_the_generator_sees_the_discriminator_that_adam_would_make(options):
     model = small(unrolled=3, inner_lr=0.01, **options)
     x, *label = Pairs(options.get("classes", 0)).batch(0, 6)
@@ -268,3 +277,63 @@ def test_a_bound_that_is_exceeded_is_found(monkeypatch):
     lost = dataclasses.replace(kl, fake=lambda v: kl.fake(v) - 0.1 * (v - 1).square())
     monkeypatch.setitem(games.DIVERGENCES, "kl", lost)
     assert "kl: at other logits" in [c.name for c in games.verify_fgan() if not c.ok]
+
+
+def test_players_have_the_rates_and_steps_that_are_asked_for():
+    tells, makes = small(discriminator_lr=0.1, steps=2, generator_steps=5).players()
+    assert (tells.lr, tells.steps, makes.lr, makes.steps) == (0.1, 2, 1.0, 5)
+    model = small(generator_steps=5)
+    assert Game(model, "adam", (0.5, 0.9)).batches == 5
+    with pytest.raises(ValueError, match="discriminator's steps >= 1 and lr > 0 expected"):
+        Game(small(discriminator_lr=0.0), "adam", (0.5, 0.9))
+    with pytest.raises(ValueError, match="one step a turn of a simultaneous game"):
+        Game(model, "adam", (0.5, 0.9), simultaneous=True)
+
+
+def test_labels_are_smoothed():
+    x = Pairs().batch(0, 6)[0]
+    losses = []
+    for smooth in (0.0, 0.1):
+        model = small(smooth=smooth)
+        torch.manual_seed(1)
+        losses.append(model.players()[0].loss(x))
+    torch.testing.assert_close(losses[1] - losses[0], 0.1 * model.discriminator(x).mean())
+
+
+@pytest.mark.parametrize("kind", [GAN, DCGAN])
+def test_minibatch_discrimination_sees_data_and_samples_apart(kind):
+    torch.manual_seed(0)
+    model = kind((1, 8, 8), latent=3, minibatch=4).eval()
+    x, fake = torch.randn(2, 6, 1, 8, 8).tanh()
+    model.initialize(x)
+    seen = []
+    model.game = type("Game", (), {"discriminator": lambda self, d, g: seen.append((d, g))})()
+    for made in (fake, fake.flip(0) / 2):
+        model.loss(model.discriminator, x, made, None)
+    assert torch.equal(seen[0][0], seen[1][0])  # what data are does not depend on samples
+    assert not torch.equal(seen[0][1], seen[1][1].flip(0))
+    alone = model.discriminator(x[:1])
+    assert (alone - seen[0][0][:1]).abs().max() > 1e-4  # but on the other data
+
+
+def test_minibatch_discrimination_starts_at_the_scale_of_the_data():
+    model = small(minibatch=4)
+    x = Pairs().batch(0, 20)[0]
+    inside = {}
+    layer = model.discriminator.layers[4]
+    layer.register_forward_hook(lambda layer, seen, out: inside.update(o=out[:, -4:]))
+    model.initialize(x)
+    assert not layer._forward_pre_hooks
+    model.discriminator(x)
+    assert inside["o"].mean(0).abs().max() < 1e-5
+    m = layer.features(model.discriminator.layers[:4](x))
+    for b in range(4):
+        distance = torch.cdist(m[:, b], m[:, b], p=1) + torch.diag(torch.full((20,), torch.inf))
+        assert distance.amin(1).mean().item() == pytest.approx(2, rel=1e-4)
+    kept = state(model)
+    plain = small()
+    plain.initialize(x)
+    assert torch.equal(state(plain), state(small()))
+    assert torch.equal(state(model), kept)
+    with pytest.raises(ValueError, match="rows that differ"):
+        model.initialize(torch.ones(5, 2))

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import arg
 
-from .. import gans, infogan
-from ..data import write_png
+from .. import figure1, gans, infogan
+from ..data import grid, write_gif, write_png
 from ..data.blobs import BLOBS
 from ..game import GAMES
 from ..images import SHOWN
@@ -42,10 +42,14 @@ Game = Annotated[Literal[tuple(GAMES)], arg(metavar="GAME", help="one of " + ", 
 @dataclass(frozen=True)
 class Rules:
     game: Game = "nonsaturating"
-    discriminator_steps: int = 1  # for one of the generator
+    smooth: float = 0.0  # one-sided: data's target is 1 - smooth
+    discriminator_steps: int = 1  # of a turn, on batches of its own
+    generator_steps: int = 1  # of a turn
+    discriminator_lr: float = 1.0  # factor of lr for the discriminator
     unrolled: int = 0  # steps of the discriminator that the generator looks ahead
     inner_lr: float = 2e-4  # of these
     penalty: float = 0.0  # weight of the penalty on the discriminator's slope
+    minibatch: int = 0  # kernels of minibatch discrimination
     latent: int = 100  # size of the noise
 
 
@@ -105,6 +109,8 @@ def trainer(Kind):
         out: Path,
         labels: bool = False,
         flips: bool = False,
+        simultaneous: bool = False,
+        ema: float = 0.999,
         device: Device = "cpu",
         sizes: Annotated[Kind, NAMELESS] = default,
         descent: Annotated[Descent, NAMELESS] = Descent(batch_size=128, lr=2e-4, clip=math.inf),
@@ -112,12 +118,14 @@ def trainer(Kind):
         """Train a GAN of points or images; the same command goes on where a run was stopped.
 
         Args:
-            data: eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
+            data: ring, eight_gaussians, two_moons, two_spirals or checkerboard; or images: mnist,
                 fashion, cifar, blobs or mirrored (drawn here, see `fastgen.data.blobs`), an npz
                 file, or a folder of IDX files or pictures
             out: folder of the run
             labels: tell both networks the labels of the images
             flips: mirror half of the images at each step, left for right
+            simultaneous: take both players' gradients before either steps
+            ema: of the averaged weights, by which what is saved and shown is made; 0 for none
         """
         check_device(device)
         torch.manual_seed(descent.seed)
@@ -125,7 +133,9 @@ def trainer(Kind):
         net, source, meta = gans.prepare(sizes, data, **options)
         print(f"{parameters(net)}, {data}, {' x '.join(map(str, net.shape))}", flush=True)
         validation = gans.Validation(gans.format_of(net, meta), out)
-        last = fit(net.to(device), source, out, validation, meta, descent, betas=BETAS)
+        net.to(device).initialize(*(t.to(device) for t in source.batch(0, descent.batch_size)))
+        play = {"betas": BETAS, "ema": ema, "simultaneous": simultaneous}
+        last = fit(net, source, out, validation, meta, descent, **play)
         if last:
             print(table([(name, f"{value:.4g}") for name, value in last.items()]))
 
@@ -135,6 +145,24 @@ def trainer(Kind):
 @dataclass(frozen=True)
 class Pictured(Shown, Drawn):
     """What `sample` takes for GANs: what is shown, and of which class."""
+
+
+def play(*, out: Path, seed: int = 0):
+    """Play figure 1 of Goodfellow et al. 2014: a GAN on a line, as an animation and four panels.
+
+    Args:
+        out: GIF file to write, and a PNG file of the same name: data's density in dots, the
+            generator's, the discriminator in dashes over the best one, and where noise goes
+        seed: of the networks and their batches
+    """
+    check_output(out, ".gif")
+    torch.manual_seed(seed)
+    frames, panels, distance = figure1.draw()
+    write_gif(out, frames, figure1.PALETTE)
+    pixels = figure1.PALETTE[panels.long()].movedim(3, 1)  # (4, 3, H, W)
+    write_png(out.with_suffix(".png"), grid(pixels, 2, scale=1))
+    print(f"wrote {out} and {out.with_suffix('.png').name}: {len(frames)} frames, seed {seed}")
+    print(table([("Kolmogorov-Smirnov distance", f"{distance:.4f}")]))
 
 
 def sample(net, meta, form, out, n, drawn, sampling):
@@ -190,7 +218,7 @@ GANS = Family(
         "unrolled": games.verify_unrolled,
         "infogan": verify_infogan,
     },
-    commands={},
+    commands={"figure1": play},
     format_of=gans.format_of,
     options=Pictured,
     sample=sample,

@@ -1,6 +1,7 @@
 """Sound and image files, codes, levels, features, and sources of batches."""
 
 from .audio import LogMel, linear_decode, linear_encode, load_audio, mulaw_decode, mulaw_encode
+from .gif import write_gif
 from .idx import ImageError, read_idx
 from .images import Images, find_images
 from .levels import Batches, binarize, pixels, quantize
@@ -33,6 +34,7 @@ __all__ = [
     "quantize",
     "read_idx",
     "read_wav",
+    "write_gif",
     "write_png",
     "write_wav",
 ]

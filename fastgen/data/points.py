@@ -125,6 +125,7 @@ def spirals(t):
 
 POINTS = {
     "eight_gaussians": Curves(ring, 0.25, nodes=1),
+    "ring": Curves(ring, 0.02, nodes=1),  # of Metz et al. 2017, Unrolled GANs
     "two_moons": Curves(moons, 0.1),
     "two_spirals": Curves(spirals, 0.1, nodes=2 * NODES),
     "checkerboard": Checkerboard(),

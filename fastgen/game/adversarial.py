@@ -142,7 +142,9 @@ GAMES = {
     "least-squares": LeastSquares(),
     "hinge": Hinge(),
     "wasserstein": Wasserstein(),
-} | {f"f-{name}": FGAN(name) for name in DIVERGENCES}
+}
+GAMES |= {f"f-{name}": FGAN(name) for name in DIVERGENCES}
+GAMES |= {f"nonsaturating-{name}": FGAN(name, saturating=False) for name in DIVERGENCES}
 
 
 def gradient_penalty(discriminator, real, fake, slope=1.0):

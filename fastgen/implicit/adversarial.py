@@ -1,5 +1,6 @@
 """What all models share whose generator learns from a discriminator."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 from torch.func import functional_call
 
 from .. import kernels
-from ..game import GAMES, Player, gradient_penalty, unroll
+from ..game import GAMES, Minimax, Player, gradient_penalty, unroll
+from ..nn import MinibatchDiscrimination
 from ..tractable.sources import inside
 
 BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
@@ -25,9 +27,12 @@ class Adversarial(nn.Module):
     `config`, which has those of these keys that the subclass takes, `latent` and `game` always;
     images are in [low, 1]:
 
-    game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
+    game: a name in `fastgen.game.GAMES`    smooth: of the label of data, see `Minimax`
+    steps, generator_steps: the discriminator's and the generator's of a turn
+    discriminator_lr: factor of the game's learning rate for the discriminator
     unrolled: steps of Adam, with BETAS and the rate inner_lr, that the generator looks ahead
-    penalty: weight
+    penalty: weight    minibatch: kernels of minibatch discrimination, by which the discriminator
+    sees how near a batch's rows are to one another, of data and of samples each its own
 
     Raises ValueError for a game that there is not, and counts and weights out of range.
     Goodfellow et al. 2014, Generative Adversarial Nets; Metz et al. 2017, Unrolled Generative
@@ -43,7 +48,8 @@ class Adversarial(nn.Module):
         if game not in GAMES:
             names = ", ".join(GAMES)
             raise ValueError(f"{name}: game: expected one of {names}, got {game!r:.80}")
-        least = {"latent": 1, "steps": 1, "unrolled": 0, "classes": 0}
+        least = {"latent": 1, "steps": 1, "generator_steps": 1}
+        least |= {"unrolled": 0, "classes": 0, "minibatch": 0}
         for key, low in least.items():
             got = config.get(key, low)
             if not isinstance(got, int) or got < low:
@@ -52,6 +58,10 @@ class Adversarial(nn.Module):
             if not 0 <= config.get(key, 0) < float("inf"):
                 raise ValueError(f"{name}: {key}: expected >= 0, got {config[key]!r:.80}")
         self.game = GAMES[game]
+        if smooth := config["smooth"]:
+            if not isinstance(self.game, Minimax):
+                raise ValueError(f"{name}: smooth: expected 0 of {game}, got {smooth!r:.80}")
+            self.game = replace(self.game, smooth=smooth)
 
     def players(self):
         """The discriminator, which takes its steps first, and the generator."""
@@ -78,11 +88,31 @@ class Adversarial(nn.Module):
         def called(theta, *seen):
             return functional_call(self.discriminator, theta, seen)
 
-        steps = self.config["steps"]
+        steps, lr = self.config["steps"], self.config["discriminator_lr"]
         return [
-            Player("discriminator", self.discriminator, tells, steps=steps),
-            Player("generator", self.generator, makes),
+            Player("discriminator", self.discriminator, tells, steps=steps, lr=lr),
+            Player("generator", self.generator, makes, steps=self.config["generator_steps"]),
         ]
+
+    @torch.no_grad()
+    def initialize(self, x, label=None):
+        """Scale minibatch discrimination, where there is some, by a batch of data.
+
+        Raises ValueError for a batch of another shape, or whose rows do not differ.
+        """
+
+        def started(layer, seen):
+            hooks.pop(layer).remove()
+            layer.initialize(*seen)
+
+        label = self.one_hot(x, label)
+        hooks = {
+            layer: layer.register_forward_pre_hook(started)
+            for layer in self.discriminator.modules()
+            if isinstance(layer, MinibatchDiscrimination)
+        }
+        if hooks:
+            self.discriminator(x, label)
 
     def loss(self, discriminator, x, fake, label):
         """What a discriminator descends, whose logits may be of autocast's dtype."""

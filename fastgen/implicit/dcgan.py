@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..nn import MinibatchDiscrimination
 from .adversarial import Adversarial
 
 
@@ -27,10 +28,14 @@ class DCGAN(Adversarial):
         channels=64,
         classes=0,
         game="nonsaturating",
+        smooth=0.0,
         steps=1,
+        generator_steps=1,
+        discriminator_lr=1.0,
         unrolled=0,
         inner_lr=2e-4,
         penalty=0.0,
+        minibatch=0,
     ):
         side, doublings = sides(shape)
         if not isinstance(channels, int) or channels < 1:
@@ -42,16 +47,20 @@ class DCGAN(Adversarial):
                 "channels": channels,
                 "classes": classes,
                 "game": game,
+                "smooth": smooth,
                 "steps": steps,
+                "generator_steps": generator_steps,
+                "discriminator_lr": discriminator_lr,
                 "unrolled": unrolled,
                 "inner_lr": inner_lr,
                 "penalty": penalty,
+                "minibatch": minibatch,
             }
         )
         self.shape = tuple(shape)
         widths = [channels << i for i in range(doublings)]  # from the largest pictures on
         self.generator = Generator(latent + classes, widths[::-1], side, shape[0])
-        self.discriminator = Discriminator(shape[0] + classes, widths, side)
+        self.discriminator = Discriminator(shape[0] + classes, widths, side, minibatch)
         self.apply(start)
 
 
@@ -80,15 +89,17 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images -> logits."""
 
-    def __init__(self, inputs, widths, side):
+    def __init__(self, inputs, widths, side, minibatch=0):
         super().__init__()
-        layers = []
+        layers, features = [], widths[-1] * side * side
         for i, (C, K) in enumerate(zip([inputs, *widths], widths, strict=False)):
             layers += [nn.Conv2d(C, K, 4, stride=2, padding=1, bias=not i)]
             layers += [nn.BatchNorm2d(K)] if i else []
             layers += [nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.last = nn.Linear(widths[-1] * side * side, 1)
+        layers += [nn.Flatten()]
+        layers += [MinibatchDiscrimination(features, minibatch)] if minibatch else []
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Linear(features + minibatch, 1)
 
     def forward(self, x, label=None):
         """x: (B, C, S, S)    label: (B, classes), or None, planes of ones    returns: (B,)"""

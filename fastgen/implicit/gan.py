@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ..nn import MinibatchDiscrimination
 from .adversarial import Adversarial
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2)}
@@ -32,10 +33,14 @@ class GAN(Adversarial):
         output="linear",
         classes=0,
         game="nonsaturating",
+        smooth=0.0,
         steps=1,
+        generator_steps=1,
+        discriminator_lr=1.0,
         unrolled=0,
         inner_lr=1e-4,
         penalty=0.0,
+        minibatch=0,
     ):
         sizes = [*shape, *hidden]
         if not shape or not all(isinstance(v, int) and v >= 1 for v in sizes):
@@ -56,29 +61,40 @@ class GAN(Adversarial):
                 "output": output,
                 "classes": classes,
                 "game": game,
+                "smooth": smooth,
                 "steps": steps,
+                "generator_steps": generator_steps,
+                "discriminator_lr": discriminator_lr,
                 "unrolled": unrolled,
                 "inner_lr": inner_lr,
                 "penalty": penalty,
+                "minibatch": minibatch,
             }
         )
         self.shape, D = tuple(shape), math.prod(shape)
         make = ACTIVATIONS[activation]
         last = [OUTPUTS[output](), nn.Unflatten(1, self.shape)]
         self.generator = Perceptron([latent + classes, *hidden, D], make, last)
-        self.discriminator = Perceptron([D + classes, *hidden, 1], make, [nn.Flatten(0)])
+        self.discriminator = Perceptron([D + classes, *hidden, 1], make, [nn.Flatten(0)], minibatch)
 
 
 class Perceptron(nn.Module):
-    """Linear layers with an activation between each two, of x and the labels side by side."""
+    """Linear layers with an activation between each two, of x and the labels side by side.
 
-    def __init__(self, sizes, activation, last):
+    minibatch: kernels of minibatch discrimination, before the last layer
+    """
+
+    def __init__(self, sizes, activation, last, minibatch=0):
         super().__init__()
-        layers = [m for C, K in pairwise(sizes) for m in (nn.Linear(C, K), activation())][:-1]
+        *sizes, C, K = sizes
+        layers = [m for D, E in pairwise([*sizes, C]) for m in (nn.Linear(D, E), activation())]
+        layers += [MinibatchDiscrimination(C, minibatch)] if minibatch else []
+        layers += [nn.Linear(C + minibatch, K)]
         self.layers = nn.Sequential(*layers, *last)
-        for layer in layers[::2]:
-            nn.init.orthogonal_(layer.weight, gain=1.4)
-            nn.init.zeros_(layer.bias)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, gain=1.4)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x, label=None):
         """x: (B, ...)    label: (B, classes), or None    returns: what the last layers make"""
