@@ -33,12 +33,6 @@ class Canvas(NamedTuple):
     def encode(self, x):
         return x * ((1 - self.low) / (LEVELS - 1)) + self.low
 
-    def encode(self, x):
-        return x * (2 / (LEVELS - 1)) - 1
-
-    def encode(self, x):
-        return x * (2 / (LEVELS - 1)) - 1
-
     def decode(self, x):
         x = (x.clamp(self.low, 1) - self.low) * ((LEVELS - 1) / (1 - self.low))
         return x.round().to(torch.uint8).cpu()

@@ -58,7 +58,7 @@ class Adversarial(nn.Module):
             if not 0 <= config.get(key, 0) < float("inf"):
                 raise ValueError(f"{name}: {key}: expected >= 0, got {config[key]!r:.80}")
         self.game = GAMES[game]
-        if smooth := config["smooth"]:
+        if smooth := config.get("smooth"):
             if not isinstance(self.game, Minimax):
                 raise ValueError(f"{name}: smooth: expected 0 of {game}, got {smooth!r:.80}")
             self.game = replace(self.game, smooth=smooth)
