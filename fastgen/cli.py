@@ -27,8 +27,8 @@ TRAIN, VERIFY, COMMANDS = (
     for part in ("train", "verify", "commands")
 )
 # what `sample` takes for one family or another
-OPTIONS = dict.fromkeys(family.options for family in FAMILIES[::-1])
-Choice = make_dataclass("Choice", [], bases=tuple(OPTIONS), frozen=True)
+OPTIONS = {field.name: field for family in FAMILIES for field in fields(family.options)}
+Choice = make_dataclass("Choice", [(f.name, f.type, f) for f in OPTIONS.values()], frozen=True)
 NONE = Choice()
 
 
