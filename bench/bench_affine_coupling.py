@@ -7,7 +7,7 @@ bytes in the same process. Values and gradients are checked before anything is t
 
 Beside eager torch and torch.compile stand the couplings of normflows and nflows as they are, where
 they are installed, with networks that return h: they have maps of their own (exp(s) and
-sigmoid(s + 2) + 1e-3).
+sigmoid(s + 2) + 1e-3), and are held to ours with the same map.
 """
 
 import importlib.util
@@ -87,6 +87,25 @@ def rivals(shape):
     return found
 
 
+def exponents(name, h):
+    """Ours that has the map of a library's: what "exp" is given of h, and in what layout."""
+    if name == "normflows":
+        return h, "tsts"
+    t, s = h.chunk(2, 1)
+    return torch.cat([t, torch.log(torch.sigmoid(s + 2) + 1e-3)], 1), "ts"
+
+
+def hold_libraries(found, x, h):
+    """Raise AssertionError unless the couplings of normflows and nflows are ours, to 1e-5."""
+    for name in found.keys() & {"normflows", "nflows"}:
+        own, layout = exponents(name, h.detach())
+        options = {"scale": "exp", "split": "channel", "layout": layout}
+        for coupling, inverse in zip(found[name], (False, True), strict=True):
+            want = affine_coupling(x.detach(), own, inverse=inverse, **options)
+            for a, b in zip(once(coupling, x, h), want, strict=True):
+                assert (a - b).norm() <= 1e-5 * b.norm(), name
+
+
 def calls(found, x, h, douts):
     """What is timed of each rival: forward, inverse, both."""
     return {
@@ -104,6 +123,8 @@ def rows(x, h, douts, found, device="cpu"):
     bound = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[x.dtype]
     for got, expected in zip(both(found["ours"][0], x, h, douts), want, strict=True):
         assert (got.double() - expected).norm() <= bound * expected.norm()
+    if x.dtype == torch.float32:
+        hold_libraries(found, x, h)
     y, _ = once(found["ours"][0], x, h)
     assert (once(found["ours"][1], y, h)[0] - x).norm() <= bound * x.norm()
     size = x.numel() * x.element_size()

@@ -3,8 +3,9 @@
 Images as PixelCNN++ has them (16 of 32 x 32, 3 colors, 10 components: 100 numbers a pixel) and
 sound (4 x 4,096 samples, 10 components). Two floors: `copy` moves what must be moved, forward the
 numbers in, backward in again and their gradients out; `exp` takes as many exponentials by torch.exp
-as there are numbers, though the math needs more. Values and gradients are checked before anything
-is timed.
+as there are numbers, though the math needs more. Values and gradients of ours are within 1e-5 of
+float64 before anything is timed, and each row says how far they and those of torch.compile are,
+whose expm1 is 6e-5 off.
 """
 
 import pytest
@@ -42,6 +43,12 @@ def step(network, params, codes, classes, floor, dlog_p, backward=True):
     return [log_p.detach(), *torch.autograd.grad(log_p, params, dlog_p)]
 
 
+def error(got, want):
+    """The largest of what is off, each by its norm."""
+    pairs = zip(got, want, strict=True)
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
 def rivals():
     torch._dynamo.reset()
     compiled = torch.compile(logistic_mixture_ref, fullgraph=True, dynamic=False)
@@ -74,15 +81,16 @@ def test_logistic_mixture(benchmark, report, backward, name, threads):
     inputs, networks = build(name), rivals()
     wide = [v.detach().double() for v in (inputs[0], inputs[-1])]
     want = step(logistic_mixture_ref, wide[0].requires_grad_(), *inputs[1:4], wide[1], backward)
-    for network in networks.values():
-        for got, expected in zip(step(network, *inputs, backward), want, strict=True):
-            assert (got - expected).norm() <= 1e-5 * expected.norm()
+    errors = {n: error(step(f, *inputs, backward), want) for n, f in networks.items()}
+    assert max(errors["ours"], errors["eager"]) <= 1e-5, errors
+    assert errors["torch.compile"] <= 1e-3, errors
     runs = {n: lambda f=f: step(f, *inputs, backward) for n, f in networks.items()}
     seconds = compare({**runs, **floors(inputs[0], backward)}, rounds=15)
     row = {"of": name, "pass": "both" if backward else "forward", "threads": threads}
     row["ms"] = f"{1000 * seconds['ours']:.2f}"
     for other in list(seconds)[1:]:
         row[f"x {other}"] = f"{seconds[other] / seconds['ours']:.2f}"
+    row |= {f"error, {n}": f"{v:.0e}" for n, v in errors.items() if n != "eager"}
     report(**row)
     benchmark.extra_info.update(row)
     benchmark.pedantic(runs["ours"], rounds=3)

@@ -2,20 +2,29 @@
 
 Time and memory of a gradient of Real NVP's log-likelihood by its number of couplings, of 32 images
 of 1 x 28 x 28, residual networks of 2 blocks of 32 channels, one thread. Memory is by how much the
-peak of the process's resident set grows, in a process of its own. The gradients are compared first.
+peak of the process's resident set grows, in a process of its own, where what is freed is given back
+at once: else holes in the heap come and go with the environment. The gradients are compared first.
+
+    python bench/bench_reversible.py docs/memory.png
+
+measures the memory alone and draws it, where matplotlib is installed.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from measure import compare
 
 from fastgen import RealNVP
+from fastgen.data import write_png
 
 B = 32
+COUPLINGS = 4, 8, 16, 32
 
 
 def model(couplings, reversible, norm="batch"):
@@ -39,7 +48,9 @@ def images():
 def memory(couplings, reversible):
     """MiB by which the peak grows, above that of a step with one image."""
     command = [sys.executable, __file__, str(couplings), str(int(reversible))]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # bytes
+    options = {"check": True, "capture_output": True, "text": True, "env": environment}
+    return float(subprocess.run(command, **options).stdout)
 
 
 def grown(couplings, reversible):
@@ -59,7 +70,35 @@ def peak():
     return int(line.split()[1]) / 1024
 
 
-@pytest.mark.parametrize("couplings", [4, 8, 16, 32])
+def draw(path):
+    """A picture of the memory by the number of couplings."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((6, 3.4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for reversible, name, marker, up in (
+        (0, "graph of autograd", "s", 7),
+        (1, "output alone", "o", -15),
+    ):
+        found = [memory(n, reversible) for n in COUPLINGS]
+        print(name, *(f"{n}: {mib:.0f} MiB" for n, mib in zip(COUPLINGS, found, strict=True)))
+        axes.plot(COUPLINGS, found, marker=marker, label=f"trained from the {name}")
+        for n, mib in zip(COUPLINGS, found, strict=True):
+            axes.annotate(f"{mib:.0f}", (n, mib), (0, up), textcoords="offset points", ha="center")
+    axes.set(
+        xlabel="couplings", ylabel="MiB", xticks=COUPLINGS, ylim=(-15, 1.15 * max(axes.get_ylim()))
+    )
+    axes.set_title("Memory of a training step, Real NVP, 32 images of 28 x 28", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    write_png(path, torch.from_numpy(np.array(canvas.buffer_rgba()))[..., :3].movedim(-1, 0))
+
+
+@pytest.mark.parametrize("couplings", COUPLINGS)
 def test_reversible(benchmark, report, couplings, small):
     torch.set_num_threads(1)
     couplings = 2 if small else couplings
@@ -79,4 +118,7 @@ def test_reversible(benchmark, report, couplings, small):
 
 
 if __name__ == "__main__":
-    print(grown(int(sys.argv[1]), bool(int(sys.argv[2]))))
+    if len(sys.argv) == 2:
+        draw(Path(sys.argv[1]))
+    else:
+        print(grown(int(sys.argv[1]), bool(int(sys.argv[2]))))
