@@ -25,7 +25,6 @@ from ..options import (
 )
 from ..text import progress, table
 
-
 MANY = 12  # blobs, shown as one number from here on
 
 
