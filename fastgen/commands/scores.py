@@ -25,6 +25,8 @@ from ..options import (
 )
 from ..text import progress, table
 
+MANY = 12  # blobs, shown as one number from here on
+
 
 @dataclass(frozen=True)
 class Nothing:
@@ -110,9 +112,13 @@ def show_counts(net, form, data, files, seed):
     counts, found = scores.counted(net, form, data, files, seed)
     n = len(counts[0])
     print(f"{n:,} samples of seed {seed}, {n:,} test images of {data}")
+    shown = [c.clamp(max=MANY) for c in counts]
     rows = [
-        (f"of {k} blobs", *(f"{100 * (c == k).double().mean().item():.4g}%" for c in counts))
-        for k in sorted({*torch.cat(counts).tolist()})
+        (
+            f"of {k} blobs" + " or more" * (k == MANY),
+            *(f"{100 * (c == k).double().mean().item():.4g}%" for c in shown),
+        )
+        for k in sorted({*torch.cat(shown).tolist()})
     ]
     rows += [(name, *(f"{part[name]:.4g}" for part in found)) for name in found[0]]
     print(table([("", "samples", "test images"), *rows]))
