@@ -11,6 +11,7 @@ if find_spec("fastgen.kernels") is None:
 from . import kernels, nn
 from .implicit.dcgan import DCGAN
 from .implicit.gan import GAN
+from .implicit.lstm import LSTMGAN
 from .implicit.semisupervised import SemiSupervisedGAN
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
@@ -30,6 +31,7 @@ __all__ = [
     "FVSBN",
     "GAN",
     "ICA",
+    "LSTMGAN",
     "MADE",
     "NADE",
     "NICE",

@@ -16,6 +16,7 @@ from ..images import SHOWN
 from ..implicit.adversarial import BETAS, Adversarial
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
+from ..implicit.lstm import LSTMGAN
 from ..options import (
     NAMELESS,
     Descent,
@@ -62,7 +63,16 @@ class DCGANSizes(Rules):
         return DCGAN(shape, classes=classes, **own(self))
 
 
-SIZES = {"gan": GANSizes, "dcgan": DCGANSizes}
+@dataclass(frozen=True)
+class LSTMSizes(Rules):
+    units: int = 128  # of the LSTM
+    channels: int = 16  # of the discriminator's largest pictures
+
+    def build(self, shape, classes):
+        return LSTMGAN(shape, classes=classes, **own(self))
+
+
+SIZES = {"gan": GANSizes, "dcgan": DCGANSizes, "lstmgan": LSTMSizes}
 
 
 def own(sizes):

@@ -9,6 +9,7 @@ from ..checkpoint import CheckpointError, latest, restore
 from ..checkpoint import load as load_file
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
+from ..implicit.lstm import LSTMGAN
 from ..implicit.semisupervised import SemiSupervisedGAN
 from ..tractable.fvbn import FVSBN
 from ..tractable.glow import Glow
@@ -23,7 +24,7 @@ from ..tractable.wavenet import WaveNet
 
 IMAGES = (FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp)
 FLOWS = (ICA, NICE, RealNVP, Glow)
-KINDS = (*IMAGES, *FLOWS, DCGAN, GAN, SemiSupervisedGAN, WaveNet)
+KINDS = (*IMAGES, *FLOWS, DCGAN, GAN, LSTMGAN, SemiSupervisedGAN, WaveNet)
 MODELS = {kind.__name__: kind for kind in KINDS}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
