@@ -22,8 +22,7 @@ class Adversarial(nn.Module):
 
     A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
     (B, classes) or None -> (B, *shape), and `discriminator`, (B, *shape) and labels -> (B,), and
-    `config`, whose keys these are, where it has a use for them. Images are in
-    [low, 1].
+    `config`, whose keys these are, where it has a use for them. Images are in [low, 1].
 
     game: a name in `fastgen.game.GAMES`    steps: of the discriminator for one of the generator's
     unrolled: steps of Adam, with BETAS and the rate inner_lr, that the generator looks ahead
