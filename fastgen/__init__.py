@@ -12,6 +12,7 @@ from . import kernels, nn
 from .implicit.dcgan import DCGAN
 from .implicit.gan import GAN
 from .implicit.infogan import InfoGAN
+from .implicit.lstm import LSTMGAN
 from .implicit.semisupervised import SemiSupervisedGAN
 from .nn import convert, restore
 from .tractable.fvbn import FVSBN
@@ -31,6 +32,7 @@ __all__ = [
     "FVSBN",
     "GAN",
     "ICA",
+    "LSTMGAN",
     "MADE",
     "NADE",
     "NICE",

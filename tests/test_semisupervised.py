@@ -76,6 +76,11 @@ def test_norms_stay_but_of_the_last_layer():
     assert [torch.equal(a, b) for a, b in zip(before, norms(), strict=True)] == [True, True, False]
 
 
+def test_the_pace_is_the_generators_own():
+    rates = [player.lr for player in small(pace=3.0).players()]
+    assert rates == [1, 3]
+
+
 def test_without_weight_labels_alone_are_learned():
     model = small(weight=0.0)
     [tells] = model.players()
@@ -153,6 +158,7 @@ def test_losses_are_of_float32_under_autocast():
         ({"made": (2.5,)}, "shape, logits, made, hidden"),
         ({"kernels": -1}, "kernels, weight: expected >= 0, got -1"),
         ({"weight": math.inf}, "kernels, weight: expected >= 0, got 3 and inf"),
+        ({"pace": 0.0}, "pace: expected > 0, got 0.0"),
         ({"game": "chess"}, "SemiSupervisedGAN: game: expected one of minimax"),
         ({"latent": 0}, "latent: expected an int >= 1"),
         ({"steps": 0}, "steps: expected an int >= 1"),

@@ -18,6 +18,7 @@ from ..implicit.adversarial import BETAS, Adversarial
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
 from ..implicit.infogan import InfoGAN
+from ..implicit.lstm import LSTMGAN
 from ..options import (
     NAMELESS,
     Descent,
@@ -90,7 +91,16 @@ class InfoGANSizes:
         return InfoGAN(shape, **own(self))
 
 
-SIZES = {"gan": GANSizes, "dcgan": DCGANSizes, "infogan": InfoGANSizes}
+@dataclass(frozen=True)
+class LSTMSizes(Rules):
+    units: int = 128  # of the LSTM
+    channels: int = 16  # of the discriminator's largest pictures
+
+    def build(self, shape, classes):
+        return LSTMGAN(shape, classes=classes, **own(self))
+
+
+SIZES = {"gan": GANSizes, "dcgan": DCGANSizes, "infogan": InfoGANSizes, "lstmgan": LSTMSizes}
 
 
 def own(sizes):

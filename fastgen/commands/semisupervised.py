@@ -34,6 +34,7 @@ class Sizes:
     matching: bool = True  # of features by the generator, or else it plays the game
     kernels: int = 0  # of minibatch discrimination
     weight: float = 1.0  # of the unlabelled images' loss; 0 learns from the labelled ones alone
+    pace: float = 1.0  # of the generator's learning rate to the discriminator's
 
     def build(self, shape, classes):
         return SemiSupervisedGAN(shape, classes, **vars(self))

@@ -24,8 +24,7 @@ class Adversarial(nn.Module):
 
     A subclass has `shape` of an example, the networks `generator`, (B, latent) and one-hot labels
     (B, classes) or None -> (B, *shape), and `discriminator`, (B, *shape) and labels -> (B,), and
-    `config`, which has those of these keys that the subclass takes, `latent` and `game` always;
-    images are in [low, 1]:
+    `config`, whose keys these are, where it has a use for them. Images are in [low, 1].
 
     game: a name in `fastgen.game.GAMES`    smooth: of the label of data, see `Minimax`
     steps, generator_steps: the discriminator's and the generator's of a turn

@@ -32,6 +32,7 @@ class SemiSupervisedGAN(Adversarial):
     the generator's and the discriminator's layers    game, steps: as of `Adversarial`
     matching: whether the generator matches features    kernels: of minibatch discrimination on the
     last hidden layer, after which what is said of x depends on the rest of the batch
+    pace: of the generator's learning rate to the discriminator's
 
     Raises ValueError for sizes, weights and games that there are not.
     Salimans et al. 2016, Improved Techniques for Training GANs, sections 3.1, 3.2 and 5.
@@ -51,6 +52,7 @@ class SemiSupervisedGAN(Adversarial):
         matching=True,
         kernels=0,
         weight=1.0,
+        pace=1.0,
     ):
         sizes = [*shape, logits, *made, *hidden]
         if not (shape and hidden and all(isinstance(v, int) and v >= 1 for v in sizes)):
@@ -61,6 +63,8 @@ class SemiSupervisedGAN(Adversarial):
         if not isinstance(kernels, int) or kernels < 0 or not 0 <= weight < math.inf:
             got = f"{kernels!r:.80} and {weight!r:.80}"
             raise ValueError(f"SemiSupervisedGAN: kernels, weight: expected >= 0, got {got}")
+        if not 0 < pace < math.inf:
+            raise ValueError(f"SemiSupervisedGAN: pace: expected > 0, got {pace!r:.80}")
         super().__init__(
             {
                 "shape": list(shape),
@@ -73,6 +77,7 @@ class SemiSupervisedGAN(Adversarial):
                 "matching": matching,
                 "kernels": kernels,
                 "weight": weight,
+                "pace": pace,
             }
         )
         self.shape, D = tuple(shape), math.prod(shape)
@@ -103,7 +108,8 @@ class SemiSupervisedGAN(Adversarial):
             return feature_matching(real, fake) / fake.shape[1]
 
         tells = Player("discriminator", self.discriminator, tells, steps=steps)
-        return [tells, Player("generator", self.generator, makes)] if weight else [tells]
+        makes = Player("generator", self.generator, makes, lr=self.config["pace"])
+        return [tells, makes] if weight else [tells]
 
     def features(self, x):
         """The units of the last hidden layer, (B, F)."""

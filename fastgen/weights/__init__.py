@@ -10,6 +10,7 @@ from ..checkpoint import load as load_file
 from ..implicit.dcgan import DCGAN
 from ..implicit.gan import GAN
 from ..implicit.infogan import InfoGAN
+from ..implicit.lstm import LSTMGAN
 from ..implicit.semisupervised import SemiSupervisedGAN
 from ..metrics.lenet import LeNet
 from ..tractable.fvbn import FVSBN
@@ -25,7 +26,7 @@ from ..tractable.wavenet import WaveNet
 
 IMAGES = (FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNpp)
 FLOWS = (ICA, NICE, RealNVP, Glow)
-KINDS = (*IMAGES, *FLOWS, DCGAN, GAN, InfoGAN, SemiSupervisedGAN, LeNet, WaveNet)
+KINDS = (*IMAGES, *FLOWS, DCGAN, GAN, InfoGAN, LSTMGAN, SemiSupervisedGAN, LeNet, WaveNet)
 MODELS = {kind.__name__: kind for kind in KINDS}
 SUFFIX = ".safetensors"
 PHRASE = "phrase/"  # and a name: the log-mels of a phrase that the model's file brings along
