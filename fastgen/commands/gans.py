@@ -31,6 +31,7 @@ from ..options import (
 from ..text import number, table
 from ..verify import games
 from ..verify.infogan import verify_infogan
+from ..verify.latent import verify_dcgan
 from .flows import Shown
 from .images import Drawn
 
@@ -186,6 +187,7 @@ GANS = Family(
         "fgan": games.verify_fgan,
         "unrolled": games.verify_unrolled,
         "infogan": verify_infogan,
+        "dcgan": verify_dcgan,
     },
     commands={},
     format_of=gans.format_of,
