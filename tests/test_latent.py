@@ -7,6 +7,7 @@ import torch
 
 from fastgen import DCGAN, GAN, NICE, InfoGAN, RealNVP
 from fastgen.latent import arithmetic, interpolate, traverse
+from fastgen.verify import latent
 
 
 def codes(*shape, seed=0):
@@ -99,6 +100,19 @@ def test_a_traversal_moves_one_coordinate():
 def test_what_does_not_fit_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_dcgan_adds_concepts():
+    found = latent.verify_dcgan()
+    assert [check for check in found if not check.ok] == []
+    assert len(found) == 2
+
+
+def test_concepts_are_named_by_the_rule():
+    corner = torch.tensor([0.0, 1.0])
+    x = latent.discs(corner.repeat_interleave(2), corner.repeat(2))
+    assert latent.concepts(x, 0.4).tolist() == [0, 1, 2, 3]
+    assert latent.concepts(latent.discs(torch.full((1,), 0.5), torch.ones(1)), 0.1).tolist() == [-1]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from ..options import (
 from ..text import number, table
 from ..verify import games
 from ..verify.infogan import verify_infogan
+from ..verify.latent import verify_dcgan
 from .flows import Shown
 from .images import Drawn
 from .scores import show_counts, show_scores
@@ -227,6 +228,7 @@ GANS = Family(
         "fgan": games.verify_fgan,
         "unrolled": games.verify_unrolled,
         "infogan": verify_infogan,
+        "dcgan": verify_dcgan,
     },
     commands={"figure1": play},
     format_of=gans.format_of,
