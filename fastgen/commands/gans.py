@@ -108,9 +108,8 @@ def trainer(Kind):
         net, source, meta = gans.prepare(sizes, data, **options)
         print(f"{parameters(net)}, {data}, {' x '.join(map(str, net.shape))}", flush=True)
         validation = gans.Validation(gans.format_of(net, meta), out)
-        net.to(device).initialize(*(t.to(device) for t in source.batch(0, descent.batch_size)))
-        play = {"betas": BETAS, "ema": ema, "simultaneous": simultaneous}
-        last = fit(net, source, out, validation, meta, descent, **play)
+        options = {"betas": BETAS, "ema": ema, "simultaneous": simultaneous}
+        last = fit(net.to(device), source, out, validation, meta, descent, **options)
         if last:
             print(table([(name, f"{value:.4g}") for name, value in last.items()]))
 
