@@ -119,9 +119,11 @@ def trainer(Kind):
 def play(*, out: Path, seed: int = 0):
     """Play figure 1 of Goodfellow et al. 2014: a GAN on a line, as an animation and four panels.
 
+    Data's density is in black dots, the generator's green, the discriminator in blue dashes over
+    the best one, pale; below, where the generator takes noise to.
+
     Args:
-        out: GIF file to write, and a PNG file of the same name: data's density in dots, the
-            generator's, the discriminator in dashes over the best one, and where noise goes
+        out: GIF file to write, beside a PNG file of the panels
         seed: of the networks and their batches
     """
     check_output(out, ".gif")
