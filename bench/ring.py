@@ -121,7 +121,6 @@ def trained(options, seeds, steps):
     for seed in seeds:
         torch.manual_seed(seed)
         models.append(GAN((2,), inner_lr=RATE, **options))
-        models[-1].initialize(*Draws(RING, seed).batch(0, BATCH))
     model = GANs(models)
     descent = {"steps": steps, "lr": RATE, "betas": BETAS, "ema": 0.0, "seed": seeds[0]}
     quiet = {"log_every": steps, "save_every": steps, "progress": False}

@@ -70,7 +70,8 @@ def train(
     clip: bound of the gradient's norm
     ema: averaged weights are a ← d·a + (1 - d)·w with d = min(ema, step / (step + 9))
     dtype: "float32", or "bfloat16" for autocast
-    validate: called with the averaged model, returns numbers by name for the log
+    validate: called with the averaged model when the log's last line is of the step, returns
+    numbers by name for the log
     keep: checkpoints to keep    meta: JSON object for the checkpoints; its "data" names the source
     simultaneous: whether all players' gradients are taken before any of them steps
 

@@ -25,7 +25,10 @@ def run(*words):
 def test_points_are_learned_shown_and_counted(tmp_path, capsys):
     out = tmp_path / "run"
     train = ["train", "gan", "--data", "eight_gaussians", "--out", out, "--hidden", 16]
-    assert run(*train, "--steps", 3, "--batch-size", 16, "--unrolled", 2) == 0
+    options = ["--steps", 3, "--batch-size", 16, "--unrolled", 2, "--validate-every", 2]
+    assert run(*train, *options) == 0
+    with np.load(out / "film.npz") as film:
+        assert film["steps"].tolist() == [2, 3]
     for name in ("samples.png", "samples.gif", "modes.png"):
         assert (out / name).is_file()
     assert "modes" in capsys.readouterr().out

@@ -305,7 +305,6 @@ def test_minibatch_discrimination_sees_data_and_samples_apart(kind):
     torch.manual_seed(0)
     model = kind((1, 8, 8), latent=3, minibatch=4).eval()
     x, fake = torch.randn(2, 6, 1, 8, 8).tanh()
-    model.initialize(x)
     seen = []
     model.game = type("Game", (), {"discriminator": lambda self, d, g: seen.append((d, g))})()
     for made in (fake, fake.flip(0) / 2):
@@ -316,24 +315,21 @@ def test_minibatch_discrimination_sees_data_and_samples_apart(kind):
     assert (alone - seen[0][0][:1]).abs().max() > 1e-4  # but on the other data
 
 
-def test_minibatch_discrimination_starts_at_the_scale_of_the_data():
-    model = small(minibatch=4)
-    x = Pairs().batch(0, 20)[0]
-    inside = {}
-    layer = model.discriminator.layers[4]
-    layer.register_forward_hook(lambda layer, seen, out: inside.update(o=out[:, -4:]))
-    model.initialize(x)
-    assert not layer._forward_pre_hooks
-    model.discriminator(x)
-    assert inside["o"].mean(0).abs().max() < 1e-5
-    m = layer.features(model.discriminator.layers[:4](x))
-    for b in range(4):
-        distance = torch.cdist(m[:, b], m[:, b], p=1) + torch.diag(torch.full((20,), torch.inf))
-        assert distance.amin(1).mean().item() == pytest.approx(2, rel=1e-4)
-    kept = state(model)
-    plain = small()
-    plain.initialize(x)
-    assert torch.equal(state(plain), state(small()))
-    assert torch.equal(state(model), kept)
-    with pytest.raises(ValueError, match="rows that differ"):
-        model.initialize(torch.ones(5, 2))
+@pytest.mark.parametrize("fit", [0, 5])
+def test_a_wrong_fit_is_found(monkeypatch, fit):
+    name = games.FITS[fit][0]
+    assert games.fitted(*games.FITS[fit]).ok
+    monkeypatch.setitem(games.DIVERGENCES, name, games.DIVERGENCES["reverse-kl"])
+    assert not games.fitted(*games.FITS[fit]).ok
+
+
+def test_what_is_known_of_a_game_fails_where_it_is_broken(monkeypatch):
+    wrong = lambda self, d, g: d.square().mean() + g.mean()  # noqa: E731
+    monkeypatch.setattr(games.Minimax, "discriminator", wrong)
+    assert not games.equal_value().ok
+    monkeypatch.setattr(games.BatchNorm, "forward", torch.nn.BatchNorm1d.forward)
+    assert [games.mates(stats).ok for stats in ("reference", "virtual")] == [False, False]
+    monkeypatch.setitem(games.POINTS, "ring", games.POINTS["two_moons"])
+    assert not games.ring().ok
+    monkeypatch.setattr(games.figure1, "play", lambda *args, **options: None)
+    assert not games.line_learned().ok

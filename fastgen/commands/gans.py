@@ -144,9 +144,8 @@ def trainer(Kind):
         net, source, meta = gans.prepare(sizes, data, **options)
         print(f"{parameters(net)}, {data}, {' x '.join(map(str, net.shape))}", flush=True)
         validation = gans.Validation(gans.format_of(net, meta), out)
-        net.to(device).initialize(*(t.to(device) for t in source.batch(0, descent.batch_size)))
-        play = {"betas": BETAS, "ema": ema, "simultaneous": simultaneous}
-        last = fit(net, source, out, validation, meta, descent, **play)
+        options = {"betas": BETAS, "ema": ema, "simultaneous": simultaneous}
+        last = fit(net.to(device), source, out, validation, meta, descent, **options)
         if last:
             print(table([(name, f"{value:.4g}") for name, value in last.items()]))
 
@@ -161,9 +160,11 @@ class Pictured(Shown, Drawn):
 def play(*, out: Path, seed: int = 0):
     """Play figure 1 of Goodfellow et al. 2014: a GAN on a line, as an animation and four panels.
 
+    Data's density is in black dots, the generator's green, the discriminator in blue dashes over
+    the best one, pale; below, where the generator takes noise to.
+
     Args:
-        out: GIF file to write, and a PNG file of the same name: data's density in dots, the
-            generator's, the discriminator in dashes over the best one, and where noise goes
+        out: GIF file to write, beside a PNG file of the panels
         seed: of the networks and their batches
     """
     check_output(out, ".gif")

@@ -10,7 +10,6 @@ from torch.func import functional_call
 
 from .. import kernels
 from ..game import GAMES, Minimax, Player, gradient_penalty, unroll
-from ..nn import MinibatchDiscrimination
 from ..tractable.sources import inside
 
 BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
@@ -92,26 +91,6 @@ class Adversarial(nn.Module):
             Player("discriminator", self.discriminator, tells, steps=steps, lr=lr),
             Player("generator", self.generator, makes, steps=self.config["generator_steps"]),
         ]
-
-    @torch.no_grad()
-    def initialize(self, x, label=None):
-        """Scale minibatch discrimination, where there is some, by a batch of data.
-
-        Raises ValueError for a batch of another shape, or whose rows do not differ.
-        """
-
-        def started(layer, seen):
-            hooks.pop(layer).remove()
-            layer.initialize(*seen)
-
-        label = self.one_hot(x, label)
-        hooks = {
-            layer: layer.register_forward_pre_hook(started)
-            for layer in self.discriminator.modules()
-            if isinstance(layer, MinibatchDiscrimination)
-        }
-        if hooks:
-            self.discriminator(x, label)
 
     def loss(self, discriminator, x, fake, label):
         """What a discriminator descends, whose logits may be of autocast's dtype."""

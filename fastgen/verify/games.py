@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from ..game import DIVERGENCES, Game, NonSaturating, Player, unroll
+from .. import figure1
+from ..data import POINTS
+from ..game import DIVERGENCES, Game, Minimax, NonSaturating, Player, unroll
+from ..nn import BatchNorm, Reference
+from ..nn.batch_norm import STATS
 from . import Check, run
 
 KNOWN = {  # D_f(N(0, 1) || N(1, 1))
@@ -24,14 +28,27 @@ KNOWN = {  # D_f(N(0, 1) || N(1, 1))
 }
 
 
+FITS = (  # divergence, share at -2 of the mixture; the best mean, standard deviation and value
+    ("kl", 0.7, -0.8, 1.9, 0.72422),
+    ("reverse-kl", 0.7, -2.0, 0.5, 0.35661),
+    ("jensen-shannon", 0.7, -2.0, 0.5, 0.11725),
+    ("kl", 0.5, 0.0, 2.0616, 0.72355),
+    ("reverse-kl", 0.5, -2.0, 0.5, 0.69305),
+    ("jensen-shannon", 0.5, 0.0, 2.0424, 0.20096),
+)
+
+
 def verify_gan(each=None):
-    """The value at the best discriminator, the saddle, and a discriminator that learns its best."""
-    return run([best_value, leaves_saddle, circles_saddle, learns_best], each)
+    """Values at the best discriminator, the saddle, statistics, and a GAN that learns a line."""
+    saddle = (leaves_saddle, circles_saddle)
+    rows = [partial(mates, stats) for stats in STATS]
+    return run([best_value, equal_value, *saddle, learns_best, line_learned, ring, *rows], each)
 
 
 def verify_fgan(each=None):
-    """Every divergence's bound touches it, and at other logits is below it."""
-    return run([partial(f, name) for name in DIVERGENCES for f in (bound, below)], each)
+    """Every divergence's bound touches it, and at other logits is below it; Gaussians fitted."""
+    bounds = [partial(f, name) for name in DIVERGENCES for f in (bound, below)]
+    return run([*bounds, *(partial(fitted, *fit) for fit in FITS)], each)
 
 
 def verify_unrolled(each=None):
@@ -69,6 +86,45 @@ def below(name):
     value = max((p * f.real(v) - q * f.fake(v)).sum().item() for v in moved)
     known = KNOWN[name]
     return Check(f"{name}: at other logits", f"below {known:.6f}", f"{value:.6f}", value < known)
+
+
+def fitted(name, share, mean, sd, value):
+    """Mean, sd and value of the best Gaussian for a mixture of two, N(-2, 0.5^2) and N(2, 0.5^2).
+
+    It is found by descent of the bound at its best logits.
+    """
+    x = torch.linspace(-14, 14, 4001, dtype=torch.float64)
+    step, scale = x[1] - x[0], 0.5 if name == "jensen-shannon" else 1.0
+    mixture = share * normal(x, -2, 0.5) + (1 - share) * normal(x, 2, 0.5)
+    p, f = mixture * step, DIVERGENCES[name]
+
+    def bound(theta):
+        q = normal(x, theta[0], theta[1].exp())
+        best = f.logit((mixture / q).detach())  # whose own slope is 0
+        return scale * (p * f.real(best) - q * step * f.fake(best)).sum()
+
+    found = []
+    for start in ((-2.0, 0.0), (0.5, 0.5)):
+        theta = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+        descent = torch.optim.LBFGS([theta], 0.2, max_iter=100, line_search_fn="strong_wolfe")
+
+        def slope(theta=theta, descent=descent):
+            descent.zero_grad()
+            (loss := bound(theta)).backward()
+            return loss
+
+        descent.step(slope)
+        m, log_sd = theta.tolist()
+        found.append((bound(theta).item(), m, math.exp(log_sd)))
+    least, m, s = min(found)
+    m = -abs(m) if share == 0.5 else m  # either mode is as good
+    ok = abs(m - mean) < 6e-4 and abs(s - sd) < 6e-4 and abs(least - value) < 6e-5
+    text = [f"{a:.2f} {b:.2f} {c:.4f}" for a, b, c in ((mean, sd, value), (m, s, least))]
+    return Check(f"{name}: a fit, {share} at -2", text[0], text[1].replace("-0.00", "0.00"), ok)
+
+
+def normal(x, mean, sd):
+    return torch.exp(-(((x - mean) / sd) ** 2) / 2) / (sd * math.sqrt(2 * math.pi))
 
 
 class Saddle(nn.Module):
@@ -118,6 +174,53 @@ def learns_best():
     with torch.no_grad():
         worst = (torch.sigmoid(D(x)) - torch.sigmoid(0.5 - x)).abs().max().item()
     return Check("D learns p / (p + q): largest error", "below 0.02", f"{worst:.4f}", worst < 0.02)
+
+
+def equal_value():
+    """Logits of points, which are data and samples alike, climb V to where it is greatest."""
+    v = torch.randn(64, dtype=torch.float64, requires_grad=True)
+    descent, game = torch.optim.LBFGS([v], max_iter=100, tolerance_grad=1e-9), Minimax()
+
+    def slope():
+        descent.zero_grad()
+        (loss := game.discriminator(v, v)).backward()
+        return loss
+
+    descent.step(slope)
+    return close("V at the best D, of equals", -math.log(4), -slope().item(), 1e-6)
+
+
+def line_learned():
+    """A GAN of N(0, 1) from uniform noise."""
+    model = figure1.Line()
+    figure1.play(model, 500, fall=1.0)
+    got = figure1.distance(model)
+    return Check("a line learned: Kolmogorov-Smirnov", "below 0.05", f"{got:.4f}", got < 0.05)
+
+
+def ring():
+    centres = POINTS["ring"].rule[0]
+    got = f"{len(centres)}, {torch.pdist(centres).min().item():.6f} apart"
+    expected = f"8, {4 * math.sin(math.pi / 8):.6f} apart"
+    return Check("the ring's modes", expected, got, got == expected)
+
+
+def mates(stats):
+    """What the first row becomes when the others of its batch are exchanged."""
+    norms = [BatchNorm(8, stats=stats) for _ in range(2)]
+    net = nn.Sequential(nn.Linear(4, 8), norms[0], nn.Tanh(), nn.Linear(8, 8), norms[1])
+    if stats in ("reference", "virtual"):
+        net = Reference(net, torch.randn(16, 4))
+    x, other = torch.randn(2, 10, 4)
+    other[0] = x[0]
+    with torch.no_grad():
+        net(x)
+        net.train(stats != "running")  # whose averages are taken in evaluation
+        moved = (net(x)[0] - net(other)[0]).abs().max().item()
+    moves = stats == "batch"
+    ok = moved > 0.1 if moves else moved == 0
+    name = f"{stats} statistics: mates move a row by"
+    return Check(name, "above 0.1" if moves else "0", f"{moved:.4g}", ok)
 
 
 class Hill(nn.Module):
