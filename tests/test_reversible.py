@@ -155,6 +155,17 @@ def test_a_parameter_of_two_steps_has_the_sum_of_both():
     near(gradients(tied(True), x), gradients(tied(False), x))
 
 
+def test_a_parameter_of_two_names_has_the_sum_of_both():
+    def tied(reversible):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 6))
+        net[2].weight = net[0].weight
+        return Chain(AffineCoupling(net), reversible=reversible)
+
+    x = torch.randn(5, 6)
+    near(gradients(tied(True), x), gradients(tied(False), x))
+
+
 def test_chains_within_chains():
     def nested(reversible):
         torch.manual_seed(0)

@@ -61,9 +61,10 @@ def trainable(module):
 def again(module):
     """To run a module once more for its gradients: a function, and the tensors that stand for its
     `trainable` parameters, whose hooks so do not run; batch norms do not count the batch twice."""
-    mine = {
-        name: p.detach().requires_grad_(p.requires_grad) for name, p in module.named_parameters()
-    }
+    # of every name, so that functional_call need not look for those of one parameter
+    named = [*module.named_parameters(remove_duplicate=False)]
+    own = {p: p.detach().requires_grad_(p.requires_grad) for _, p in named}
+    mine = {name: own[p] for name, p in named}
     norms = [
         m
         for m in module.modules()
@@ -74,8 +75,8 @@ def again(module):
     try:
         with torch.enable_grad():
             yield (
-                lambda *args: torch.func.functional_call(module, mine, args, tie_weights=True),
-                [p for p in mine.values() if p.requires_grad],
+                lambda *args: torch.func.functional_call(module, mine, args, tie_weights=False),
+                [p for p in own.values() if p.requires_grad],
             )
     finally:
         for norm in norms:
