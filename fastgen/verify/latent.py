@@ -10,7 +10,7 @@ from ..implicit.dcgan import DCGAN
 from ..latent import arithmetic
 from . import Check, run
 
-SIDE, STEPS, TRIED = 8, 1000, 100
+SIDE, STEPS, TRIED = 8, 1800, 100
 CLEAR = 0.2  # how far from the middle both factors of a concept's example are
 
 
