@@ -27,7 +27,7 @@ from fastgen.metrics.modes import Modes, modes
 from fastgen.train import train
 
 RING, SIDE, COUNTED = POINTS["ring"], 10, 10_000
-BATCH, RATE, KERNELS = 64, 2e-3, 20
+BATCH, RATE, INNER, KERNELS = 64, 2e-3, 1e-4, 20
 EXPERIMENTS = {
     "GAN": {},
     "unrolled, K = 1": {"unrolled": 1},
@@ -120,7 +120,7 @@ def trained(options, seeds, steps):
     models = []
     for seed in seeds:
         torch.manual_seed(seed)
-        models.append(GAN((2,), inner_lr=RATE, **options))
+        models.append(GAN((2,), inner_lr=INNER, **options))
     model = GANs(models)
     descent = {"steps": steps, "lr": RATE, "betas": BETAS, "ema": 0.0, "seed": seeds[0]}
     quiet = {"log_every": steps, "save_every": steps, "progress": False}
