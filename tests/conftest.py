@@ -8,6 +8,12 @@ import torch
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be repeatable
 torch.use_deterministic_algorithms(True)
 
+# Tests run side by side, and what they start, share the cores, or threads wait for one another.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    share = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(share)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
 
 @pytest.fixture(autouse=True)
 def restored():
