@@ -113,14 +113,17 @@ class Descent:
     def slope(self, batch, *, clip, dtype, world):
         """Set the gradient, of this process's rows; returns (3,), of what `Game.turn` does."""
         with torch.autocast(self.gradient.device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.player.loss(*batch) / world
+            loss = self.player.loss(*batch)
         if loss.dim():
             name, shape = self.player.name, tuple(loss.shape)
             raise ValueError(f"game: {name}'s loss expected to be a scalar, got shape {shape}")
-        self.gradient[:-1].zero_()
-        loss.backward(inputs=self.parameters)  # a loss may depend on the other players' too
+        # A loss may depend on the other players' parameters too, and on some of its own not at all.
+        options = {"allow_unused": True, "materialize_grads": True}
+        grads = torch.autograd.grad(loss, self.parameters, **options)
+        torch._foreach_copy_([p.grad for p in self.parameters], grads)
         self.gradient[-2] = loss.detach()
         if world > 1:
+            self.gradient[:-1] /= world
             dist.all_reduce(self.gradient)
         slope = self.gradient[:-2]
         norm = torch.linalg.vector_norm(slope)

@@ -31,12 +31,16 @@ class LSTMGAN(Adversarial):
         channels=16,
         classes=0,
         game="nonsaturating",
+        smooth=0.0,
         steps=1,
+        generator_steps=1,
+        discriminator_lr=1.0,
         unrolled=0,
         inner_lr=2e-4,
         penalty=0.0,
+        minibatch=0,
     ):
-        side, doublings = sides(shape)
+        side, doublings = sides(shape, "LSTMGAN")
         if not all(isinstance(v, int) and v >= 1 for v in (units, channels)):
             got = f"{units!r:.80} and {channels!r:.80}"
             raise ValueError(f"LSTMGAN: units, channels: expected ints >= 1, got {got}")
@@ -48,16 +52,20 @@ class LSTMGAN(Adversarial):
                 "channels": channels,
                 "classes": classes,
                 "game": game,
+                "smooth": smooth,
                 "steps": steps,
+                "generator_steps": generator_steps,
+                "discriminator_lr": discriminator_lr,
                 "unrolled": unrolled,
                 "inner_lr": inner_lr,
                 "penalty": penalty,
+                "minibatch": minibatch,
             }
         )
         self.shape = tuple(shape)
         widths = [channels << i for i in range(doublings)]
         self.generator = Generator(latent + classes, units, self.shape)
-        self.discriminator = Discriminator(shape[0] + classes, widths, side)
+        self.discriminator = Discriminator(shape[0] + classes, widths, side, minibatch)
         self.discriminator.apply(start)
 
 
