@@ -38,15 +38,15 @@ class Canvas(NamedTuple):
         return x.round().to(torch.uint8).cpu()
 
 
-class Scaled:
-    """The batches of a source of levels, as numbers in [-1, 1]."""
+class Encoded:
+    """The batches of a source of levels and labels, the images as a format has them."""
 
-    def __init__(self, source):
-        self.source = source
+    def __init__(self, source, form):
+        self.source, self.form = source, form
 
     def batch(self, step, size):
-        x, *label = self.source.batch(step, size)
-        return (x * (2 / (LEVELS - 1)) - 1, *label)
+        batch = self.source.batch(step, size)
+        return tuple(self.form.encode(t) if t.dim() == 4 else t for t in batch)
 
 
 def format_of(model, meta):
@@ -73,7 +73,7 @@ def prepare(sizes, data, *, labels, flips, seed):
         raise ValueError(f"labels: expected images with labels, got none in {data}")
     net = sizes.build(images.shape, images.classes if labels else 0)
     source = Batches(images, LEVELS, seed=seed, labelled=labels, flips=flips)
-    return net, Scaled(source), {"data": data}
+    return net, Encoded(source, Canvas(net.shape, net.low)), {"data": data}
 
 
 class Validation:

@@ -3,21 +3,10 @@
 from .data.images import Images
 from .data.levels import PartlyLabelled
 from .data.png import write_png
-from .gans import format_of, picture
+from .gans import Encoded, format_of, picture
 from .images import Unseen
 
 BATCH = 100  # images that are classified at once, and that weights are fitted to
-
-
-class Encoded:
-    """The batches of images, labels and images of a source, as a model takes them."""
-
-    def __init__(self, source, form):
-        self.source, self.form = source, form
-
-    def batch(self, step, size):
-        x, label, unlabelled = self.source.batch(step, size)
-        return self.form.encode(x), label, self.form.encode(unlabelled)
 
 
 def prepare(sizes, data, *, labels, seed):

@@ -37,26 +37,11 @@ class DCGAN(Adversarial):
         penalty=0.0,
         minibatch=0,
     ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         side, doublings = sides(shape)
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"DCGAN: channels: expected an int >= 1, got {channels!r:.80}")
-        super().__init__(
-            {
-                "shape": list(shape),
-                "latent": latent,
-                "channels": channels,
-                "classes": classes,
-                "game": game,
-                "smooth": smooth,
-                "steps": steps,
-                "generator_steps": generator_steps,
-                "discriminator_lr": discriminator_lr,
-                "unrolled": unrolled,
-                "inner_lr": inner_lr,
-                "penalty": penalty,
-                "minibatch": minibatch,
-            }
-        )
+        super().__init__({**config, "shape": list(shape)})
         self.shape = tuple(shape)
         widths = [channels << i for i in range(doublings)]  # from the largest pictures on
         self.generator = Generator(latent + classes, widths[::-1], side, shape[0])

@@ -42,6 +42,7 @@ class GAN(Adversarial):
         penalty=0.0,
         minibatch=0,
     ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         sizes = [*shape, *hidden]
         if not shape or not all(isinstance(v, int) and v >= 1 for v in sizes):
             got = f"{shape!r:.80} and {hidden!r:.80}"
@@ -52,25 +53,7 @@ class GAN(Adversarial):
         ):
             if got not in known:
                 raise ValueError(f"GAN: {key}: expected one of {[*known]}, got {got!r:.80}")
-        super().__init__(
-            {
-                "shape": list(shape),
-                "latent": latent,
-                "hidden": list(hidden),
-                "activation": activation,
-                "output": output,
-                "classes": classes,
-                "game": game,
-                "smooth": smooth,
-                "steps": steps,
-                "generator_steps": generator_steps,
-                "discriminator_lr": discriminator_lr,
-                "unrolled": unrolled,
-                "inner_lr": inner_lr,
-                "penalty": penalty,
-                "minibatch": minibatch,
-            }
-        )
+        super().__init__({**config, "shape": list(shape), "hidden": list(hidden)})
         self.shape, D = tuple(shape), math.prod(shape)
         make = ACTIVATIONS[activation]
         last = [OUTPUTS[output](), nn.Unflatten(1, self.shape)]

@@ -40,28 +40,12 @@ class LSTMGAN(Adversarial):
         penalty=0.0,
         minibatch=0,
     ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         side, doublings = sides(shape, "LSTMGAN")
         if not all(isinstance(v, int) and v >= 1 for v in (units, channels)):
             got = f"{units!r:.80} and {channels!r:.80}"
             raise ValueError(f"LSTMGAN: units, channels: expected ints >= 1, got {got}")
-        super().__init__(
-            {
-                "shape": list(shape),
-                "latent": latent,
-                "units": units,
-                "channels": channels,
-                "classes": classes,
-                "game": game,
-                "smooth": smooth,
-                "steps": steps,
-                "generator_steps": generator_steps,
-                "discriminator_lr": discriminator_lr,
-                "unrolled": unrolled,
-                "inner_lr": inner_lr,
-                "penalty": penalty,
-                "minibatch": minibatch,
-            }
-        )
+        super().__init__({**config, "shape": list(shape)})
         self.shape = tuple(shape)
         widths = [channels << i for i in range(doublings)]
         self.generator = Generator(latent + classes, units, self.shape)

@@ -54,6 +54,7 @@ class SemiSupervisedGAN(Adversarial):
         weight=1.0,
         pace=1.0,
     ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         sizes = [*shape, logits, *made, *hidden]
         if not (shape and hidden and all(isinstance(v, int) and v >= 1 for v in sizes)):
             raise ValueError(
@@ -66,19 +67,7 @@ class SemiSupervisedGAN(Adversarial):
         if not 0 < pace < math.inf:
             raise ValueError(f"SemiSupervisedGAN: pace: expected > 0, got {pace!r:.80}")
         super().__init__(
-            {
-                "shape": list(shape),
-                "logits": logits,
-                "latent": latent,
-                "made": list(made),
-                "hidden": list(hidden),
-                "game": game,
-                "steps": steps,
-                "matching": matching,
-                "kernels": kernels,
-                "weight": weight,
-                "pace": pace,
-            }
+            {**config, "shape": list(shape), "made": list(made), "hidden": list(hidden)}
         )
         self.shape, D = tuple(shape), math.prod(shape)
         self.generator = Generator([latent, *made, D], self.shape)
