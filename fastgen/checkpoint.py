@@ -98,8 +98,8 @@ class Folder:
     step-00001000.safetensors    a run's whole state, all that resume needs
 
     Each is replaced whole and stands for one step, so that a kill at any moment leaves complete
-    ones. Both hold the same meta: the caller's, of which "model", "config" and "data" must not
-    change, and "step".
+    ones. Both hold the same meta: the caller's, of which "model", "config", "data" and "labelled",
+    which of it has labels, must not change, and "step".
 
     Raises ValueError, TypeError: meta that is not JSON.
     """
@@ -121,7 +121,7 @@ class Folder:
             return
         found, meta = load(path)
         ours, theirs = (
-            {"model": m.get("model"), "data": m.get("data"), **m.get("config", {})}
+            {**{key: m.get(key) for key in ("model", "data", "labelled")}, **m.get("config", {})}
             for m in (self.meta, meta)
         )
         for key in sorted(ours.keys() | theirs.keys()):

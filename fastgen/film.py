@@ -2,6 +2,8 @@
 
 import colorsys
 import json
+import zipfile
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -30,8 +32,12 @@ class Film:
         self.out, self.points = out, points
         self.centres = points.rule[0] if getattr(points, "nodes", 0) == 1 else None
         self.steps, self.samples = [], []
-        with suppress(OSError, ValueError, KeyError), np.load(out / "film.npz") as file:
-            self.steps, self.samples = file["steps"].tolist(), [*torch.from_numpy(file["samples"])]
+        # a broken film is begun anew
+        broken = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+        with suppress(*broken), np.load(out / "film.npz") as file:
+            steps, samples = file["steps"].tolist(), [*torch.from_numpy(file["samples"])]
+            if len(steps) == len(samples):
+                self.steps, self.samples = steps, samples
 
     def add(self, x):
         """Show samples of the step that the run's log ends with, (SHOWN, 2)."""

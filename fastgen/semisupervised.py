@@ -14,7 +14,7 @@ def prepare(sizes, data, *, labels, seed):
 
     sizes: build(shape, classes) makes the model    labels: number of images with labels
     """
-    images, meta = Images(data), {"data": data, "labels": labels}
+    images, meta = Images(data), {"data": data, "labelled": {"number": labels, "seed": seed}}
     source = PartlyLabelled(images, labels, seed=seed)
     net = sizes.build(images.shape, images.classes)
     source = Encoded(source, format_of(net, meta))

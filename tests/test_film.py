@@ -68,6 +68,19 @@ def test_a_run_that_goes_on_keeps_what_came_before(tmp_path):
         assert file["steps"].tolist() == [10, 20]
 
 
+@pytest.mark.parametrize("left", [0, 4, 300])
+def test_a_broken_film_is_begun_anew(tmp_path, left):
+    film = Film(tmp_path, RING)
+    logged(tmp_path, 10)
+    film.add(at(1))
+    whole = (tmp_path / "film.npz").read_bytes()
+    (tmp_path / "film.npz").write_bytes(whole[:left])
+    again = Film(tmp_path, RING)
+    logged(tmp_path, 20)
+    again.add(at(7))
+    assert again.steps == [20]
+
+
 def test_a_long_run_has_no_more_frames_than_a_short_one(tmp_path):
     pillow = pytest.importorskip("PIL.Image")
     film = Film(tmp_path, POINTS["two_moons"])

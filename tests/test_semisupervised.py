@@ -274,6 +274,16 @@ def test_images_are_learned_tested_and_made(tmp_path, digits, capsys, more):
     assert "4 images of 8 x 8" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("other", [("--labels", 3), ("--labels", 6, "--seed", 1)])
+def test_a_run_keeps_the_labels_that_it_began_with(tmp_path, digits, capsys, other):
+    command = ["train", "semisup", "--data", digits, "--out", tmp_path / "run", "--batch-size", 5]
+    command += ["--hidden", 9, 8, "--made", 7]
+    assert run(*command, "--labels", 6, "--steps", 1) == 0
+    assert run(*command, *other, "--steps", 2) == 2
+    assert "labelled expected" in capsys.readouterr().err
+    assert run(*command, "--labels", 6, "--steps", 2) == 0
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path, digits, capsys):
     command = ["train", "semisup", "--data", digits, "--out", tmp_path / "run", "--steps", 1]
     assert run(*command) == 2

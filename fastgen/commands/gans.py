@@ -168,6 +168,7 @@ def play(*, out: Path, seed: int = 0):
         seed: of the networks and their batches
     """
     check_output(out, ".gif")
+    check_output(out.with_suffix(".png"), ".png")
     torch.manual_seed(seed)
     frames, panels, distance = figure1.draw()
     write_gif(out, frames, figure1.PALETTE)

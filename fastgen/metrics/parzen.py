@@ -55,4 +55,4 @@ def log_window(samples, x, sds):
         square = squares(part, samples)
         found.append(torch.stack([(square / (-2 * sd**2)).logsumexp(1) for sd in sds]))
     norm = [math.log(N) + D / 2 * math.log(2 * math.pi * sd**2) for sd in sds]
-    return torch.cat(found, dim=1) - torch.tensor(norm).to(samples)[:, None]
+    return torch.cat(found, dim=1) - samples.new_tensor(norm)[:, None]
