@@ -117,15 +117,15 @@ def found_by(options, seeds, steps):
 
 def trained(options, seeds, steps):
     """Of each seed the modes that its GAN covers."""
-    models = []
+    models, source = [], Draws(RING, seeds[0])
     for seed in seeds:
         torch.manual_seed(seed)
         models.append(GAN((2,), inner_lr=INNER, **options))
+        models[-1].initialize(*Draws(RING, seed).batch(0, BATCH))
     model = GANs(models)
     descent = {"steps": steps, "lr": RATE, "betas": BETAS, "ema": 0.0, "seed": seeds[0]}
     quiet = {"log_every": steps, "save_every": steps, "progress": False}
     with tempfile.TemporaryDirectory() as out:
-        source = Draws(RING, seeds[0])
         train(model, source, out=out, batch_size=len(seeds) * BATCH, **descent, **quiet)
     x = model.sample(len(seeds) * COUNTED, seed=seeds[0]).chunk(len(seeds))
     return [modes(part, RING.rule[0], RING.sd) for part in x]

@@ -20,7 +20,8 @@ from .metrics.modes import modes
 
 LEVELS = 256  # of a pixel
 COUNTED = 10_000  # points whose modes are found
-FAR = 2.0  # how far a traversal goes
+TAIL = 0.02  # of the noise, that a traversal leaves out at either end
+FIRST = 100  # examples that weights are fitted to before training
 READ = 1_000  # samples whose codes are read while training
 
 
@@ -60,20 +61,23 @@ def format_of(model, meta):
 
 
 def prepare(sizes, data, *, labels, flips, seed):
-    """A GAN, its source of batches, and the meta of its file.
+    """A GAN fitted to a batch, its source of batches, and the meta of its file.
 
     sizes: build(shape, classes) makes the model
     """
     if data in POINTS:
         if flips or labels:
             raise ValueError(f"labels, flips: expected none of points, which {data} are")
-        return sizes.build((2,), 0), Draws(POINTS[data], seed), {"data": data}
-    images = Images(data)
-    if labels and not images.classes:
-        raise ValueError(f"labels: expected images with labels, got none in {data}")
-    net = sizes.build(images.shape, images.classes if labels else 0)
-    source = Batches(images, LEVELS, seed=seed, labelled=labels, flips=flips)
-    return net, Encoded(source, Canvas(net.shape, net.low)), {"data": data}
+        net, source = sizes.build((2,), 0), Draws(POINTS[data], seed)
+    else:
+        images = Images(data)
+        if labels and not images.classes:
+            raise ValueError(f"labels: expected images with labels, got none in {data}")
+        net = sizes.build(images.shape, images.classes if labels else 0)
+        source = Batches(images, LEVELS, seed=seed, labelled=labels, flips=flips)
+        source = Encoded(source, Canvas(net.shape, net.low))
+    net.initialize(*source.batch(0, FIRST))
+    return net, source, {"data": data}
 
 
 class Validation:
@@ -122,21 +126,22 @@ def samples(model, n, seed, label):
 
 
 def interpolations(model, n, seed, label):
-    """In a row, images of noise on the spherical way between two, all of the row's codes."""
+    """In a row, images of noise on the way between two, all of the row's codes."""
     rows = max(1, n // BETWEEN)
     drawn = model.draw(2 * rows, seed)
-    z = interpolate(*drawn.pop("z").split(rows), BETWEEN).flatten(0, 1)
+    z = interpolate(*drawn.pop("z").split(rows), BETWEEN, model.ways).flatten(0, 1)
     row = {name: t[:rows] for name, t in drawn.items()} | given(labels_of(model, rows, label))
     same = {name: t.repeat_interleave(BETWEEN, 0) for name, t in row.items()}
     return model.sample(len(z), z=z, **same), BETWEEN
 
 
 def traversal(model, n, seed, label):
-    """In a row, images of noise whose one number goes from -FAR to FAR, and of its codes."""
+    """In a row, images of noise of which one number goes from tail to tail, or of a code."""
     if isinstance(model, InfoGAN):
         return infogan.traversal(model, seed)
     rows = min(max(1, n // BETWEEN), model.config["latent"])
-    z, values = model.draw(1, seed)["z"], torch.linspace(-FAR, FAR, BETWEEN)
+    values = model.quantile(torch.linspace(TAIL, 1 - TAIL, BETWEEN, dtype=torch.float64))
+    z = model.draw(1, seed)["z"]
     z = torch.cat([traverse(z, axis, values)[0] for axis in range(rows)])
     return model.sample(len(z), z=z, **given(labels_of(model, 1, label), len(z))), BETWEEN
 

@@ -38,6 +38,7 @@ def train(
     lr=1e-3,
     optimizer="adam",
     betas=(0.9, 0.999),
+    eps=1e-8,
     warmup=0,
     schedule="constant",
     final=0.01,
@@ -65,6 +66,7 @@ def train(
 
     source: batch(step, batch_size) -> tuple of tensors of batch_size rows, a function of the step
     optimizer: "adam" with `betas`, or "sgd" with the momentum betas[0]
+    eps: added to the root of Adam's mean squared slope: slopes far below it make small steps
     lr: rises over `warmup` steps, then follows `schedule` ("constant", "cosine", "exponential") and
     is final·lr at the end; each player has a factor for it
     clip: bound of the gradient's norm
@@ -83,7 +85,7 @@ def train(
     _check_range(1, math.inf, validate_every=validate_every, log_every=log_every)
     _check_range(1, math.inf, save_every=save_every)
     _check_range(0, math.inf, warmup=warmup, seed=seed)
-    _check_range(_TINY, math.inf, lr=lr, clip=clip)
+    _check_range(_TINY, math.inf, lr=lr, clip=clip, eps=eps)
     _check_range(0, 1, final=final, ema=ema)
     _check_choice(("constant", "cosine", "exponential"), schedule=schedule)
     _check_choice(("float32", "bfloat16"), dtype=dtype)
@@ -91,7 +93,7 @@ def train(
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ModuleNotFoundError("train: for tensorboard=True, pip install 'fastgen[tensorboard]'")
     rate = partial(learning_rate, steps=steps, lr=lr, warmup=warmup, schedule=schedule, final=final)
-    game = Game(model, optimizer, betas, simultaneous)
+    game = Game(model, optimizer, betas, simultaneous, eps)
     identity = {"model": type(model).__name__, "config": model.config}
     folder = Folder(out, {**(meta or {}), **identity}, keep)
     rank, world = _processes(game.device)

@@ -10,7 +10,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from fastgen.game import GAMES, Game, gradient_penalty
 from fastgen.implicit.dcgan import DCGAN
 from fastgen.implicit.gan import GAN
+from fastgen.implicit.lstm import LSTMGAN
 from fastgen.metrics.modes import modes
+from fastgen.nn import MinibatchDiscrimination
 from fastgen.train import train
 from fastgen.verify import games
 from fastgen.weights import load
@@ -264,6 +266,16 @@ def test_a_model_in_training_samples_as_it_will_when_trained():
     torch.testing.assert_close(model.eval().sample(4, seed=0), x)
 
 
+def test_play_ahead_moves_no_statistics_of_the_discriminators():
+    torch.manual_seed(0)
+    model = DCGAN((1, 16, 16), latent=3, channels=2, unrolled=2)
+    before = {name: b.clone() for name, b in model.discriminator.named_buffers()}
+    model.players()[1].loss(torch.randn(6, 1, 16, 16).tanh())
+    assert before
+    for name, b in model.discriminator.named_buffers():
+        assert torch.equal(b, before[name]), name
+
+
 def test_a_discriminator_may_be_frozen_in_part():
     model = small(unrolled=2)
     first = model.discriminator.layers[0].weight.requires_grad_(False)
@@ -313,6 +325,28 @@ def test_minibatch_discrimination_sees_data_and_samples_apart(kind):
     assert not torch.equal(seen[0][1], seen[1][1].flip(0))
     alone = model.discriminator(x[:1])
     assert (alone - seen[0][0][:1]).abs().max() > 1e-4  # but on the other data
+
+
+@pytest.mark.parametrize("kind", [GAN, DCGAN, LSTMGAN])
+def test_minibatch_discrimination_is_fitted_to_data(kind):
+    torch.manual_seed(0)
+    model, x = kind((1, 8, 8), latent=3, minibatch=4), torch.randn(12, 1, 8, 8).tanh()
+    before = {name: t.clone() for name, t in model.state_dict().items() if "running" not in name}
+    model.initialize(x)
+    [layer] = [m for m in model.modules() if isinstance(m, MinibatchDiscrimination)]
+    seen = []
+    layer.register_forward_hook(lambda layer, inputs, y: seen.append((inputs[0], y)))
+    model.discriminator(x)
+    [(inputs, y)] = seen
+    torch.testing.assert_close(y[:, -4:].mean(0), torch.zeros(4), rtol=0, atol=1e-5)
+    m = layer.features(inputs)
+    distance = (m[:, None] - m).abs().sum(3) + 1e9 * torch.eye(12)[:, :, None]
+    torch.testing.assert_close(distance.amin(1).mean(0), torch.full((4,), 2.0))
+    moved = {name for name, t in before.items() if not torch.equal(t, model.state_dict()[name])}
+    ends = {name.rpartition(".")[2] for name in moved}
+    assert ends - {"num_batches_tracked"} == {"original0", "bias"}
+    with pytest.raises(ValueError, match="rows that differ"):
+        model.initialize(x[:1].expand(4, -1, -1, -1))
 
 
 @pytest.mark.parametrize("fit", [0, 5])

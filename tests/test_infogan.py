@@ -89,6 +89,15 @@ def test_the_bound_is_the_log_density():
     torch.testing.assert_close(codes.category.exp().sum(1), torch.ones(6).double())
 
 
+def test_codes_are_read_as_in_evaluation():
+    model, x = small(), torch.rand(6, 1, 8, 8)
+    model.discriminator(x)  # so that the running statistics are not those of a batch
+    found = model.codes(x)
+    assert model.training
+    torch.testing.assert_close(model.eval().codes(x), found)
+    torch.testing.assert_close(model.codes(x[:1]).category, found.category[:1])
+
+
 def test_samples_follow_the_seed_and_the_codes():
     model = small()
     a = model.sample(6, seed=1)

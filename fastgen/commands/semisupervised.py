@@ -20,6 +20,7 @@ from .gans import sample
 from .images import Drawn
 
 EMA = 0.9999  # of the weights that classify
+EPS = 1e-4  # of Adam, so that matched features, whose slopes are less, are left as they are
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train(
     net, source, meta = semisupervised.prepare(sizes, data, **options)
     print(f"{parameters(net)}, {data}, {labels} labels", flush=True)
     validation = semisupervised.Validation(net, meta, out, files)
-    options = {"betas": BETAS, "ema": EMA}
+    options = {"betas": BETAS, "eps": EPS, "ema": EMA}
     last = fit(net.to(device), source, out, validation, meta, descent, **options)
     print(table([(name, f"{100 * value:.2f} %, held out") for name, value in last.items()]))
 

@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # of an optimizer
+STATISTICS = ("running_mean", "running_var")  # buffers of normalisations
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,21 @@ class Player:
 class Descent:
     """A player's moves: steps down its loss, summed over the processes.
 
-    optimizer: "adam", or "sgd" with the momentum betas[0]
+    optimizer: "adam", or "sgd" with the momentum betas[0]    eps: that Adam adds to each root
     gradient: (N + 2,), the N gradients, the loss and the wish to stop, for one all_reduce to carry
     tensors: the optimizer's by name    lr: (), where a GPU's optimizer reads it
 
     Raises ValueError, TypeError: no parameters, several dtypes or devices, gaps in memory.
     """
 
-    def __init__(self, player, optimizer, betas):
+    def __init__(self, player, optimizer, betas, eps):
         named = {n: p for n, p in player.module.named_parameters() if p.requires_grad}
         _check(player, named)
         self.player, self.parameters = player, list(named.values())
         device = self.parameters[0].device
         capturable = device.type == "cuda"
         if optimizer == "adam":
-            options = {"betas": betas, "fused": True, "capturable": capturable}
+            options = {"betas": betas, "eps": eps, "fused": True, "capturable": capturable}
             self.optimizer = torch.optim.Adam(self.parameters, **options)
         else:
             self.optimizer = torch.optim.SGD(self.parameters, momentum=betas[0], fused=True)
@@ -142,14 +143,12 @@ class Game:
     Raises ValueError, TypeError: players that cannot play, parameters that cannot descend.
     """
 
-    def __init__(self, model, optimizer, betas, simultaneous=False):
+    def __init__(self, model, optimizer, betas, simultaneous=False, eps=1e-8):
         players = model.players()
         _check_players(players, simultaneous)
         self.model, self.averaged = model.train(), copy.deepcopy(model)
-        self.weights, self.averages = (
-            [p for p in module.parameters() if p.requires_grad] for module in (model, self.averaged)
-        )
-        self.descents = [Descent(player, optimizer, betas) for player in players]
+        self.weights, self.averages = averageable(model), averageable(self.averaged)
+        self.descents = [Descent(player, optimizer, betas, eps) for player in players]
         self.optimizer = optimizer
         self.batches = max(player.steps for player in players)  # of a turn
         self.simultaneous = simultaneous
@@ -209,10 +208,19 @@ class Game:
 
     @torch.no_grad()
     def mean(self):
-        """The averaged model, with the model's buffers as they are."""
-        for average, buffer in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
-            average.copy_(buffer)
+        """The averaged model, its other buffers as the model's are."""
+        for (name, own), buffer in zip(
+            self.averaged.named_buffers(), self.model.buffers(), strict=True
+        ):
+            if not name.endswith(STATISTICS):
+                own.copy_(buffer)
         return self.averaged.eval()
+
+
+def averageable(model):
+    """What is averaged: trained parameters, and running statistics, which belong to them."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return weights + [b for name, b in model.named_buffers() if name.endswith(STATISTICS)]
 
 
 def _check_players(players, simultaneous):

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from .. import kernels
 from ..game import GAMES, Minimax, Player, gradient_penalty, unroll
+from ..nn import MinibatchDiscrimination
 from ..tractable.sources import inside
 
 BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
@@ -38,6 +39,7 @@ class Adversarial(nn.Module):
     """
 
     low = -1.0
+    ways = "spherical"  # between two codes, see `fastgen.latent.interpolate`
 
     def __init__(self, config):
         super().__init__()
@@ -75,6 +77,11 @@ class Adversarial(nn.Module):
             fake = self.generator(self.noise(len(x), x), label)
             tell = self.discriminator
             if K := self.config["unrolled"]:
+                # Of these the play ahead may move the running statistics.
+                buffers = {name: b.clone() for name, b in tell.named_buffers()}
+
+                def called(theta, *seen):
+                    return functional_call(self.discriminator, buffers | theta, seen)
 
                 def descended(theta):
                     return self.loss(partial(called, theta), x, fake, label)
@@ -82,9 +89,6 @@ class Adversarial(nn.Module):
                 lr = self.config["inner_lr"]
                 tell = partial(called, unroll(tell, descended, K, lr=lr, betas=BETAS))
             return self.game.generator(tell(fake, label).to(self.dtype))
-
-        def called(theta, *seen):
-            return functional_call(self.discriminator, theta, seen)
 
         steps, lr = self.config["steps"], self.config["discriminator_lr"]
         return [
@@ -106,6 +110,20 @@ class Adversarial(nn.Module):
     def quantile(self, u):
         """The noise that uniform numbers become."""
         return torch.special.ndtri(inside(u))
+
+    @torch.no_grad()
+    def initialize(self, x, label=None):
+        """Fit minibatch discrimination's norms and biases to a batch of data, before training.
+
+        Raises ValueError for another shape, and as `MinibatchDiscrimination.initialize`.
+        """
+        label, seen = self.one_hot(x, label), []
+        own = [m for m in self.discriminator.modules() if isinstance(m, MinibatchDiscrimination)]
+        for layer in own:
+            hook = layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs))
+            self.discriminator(x, label)
+            hook.remove()
+            layer.initialize(*seen.pop())
 
     @property
     def dtype(self):

@@ -129,9 +129,12 @@ class InfoGAN(Adversarial):
         return said + said.new_tensor(entropy)
 
     def codes(self, x):
-        """Q's posterior of the codes of images (B, C, S, S): `Codes`."""
-        self.one_hot(x, None)
-        return self.posterior(self.discriminator.both(x)[1])
+        """Q's posterior of the codes of images (B, C, S, S), as in evaluation: `Codes`."""
+        self.check(x)
+        training = self.training
+        q = self.eval().discriminator.both(x)[1]
+        self.train(training)
+        return self.posterior(q)
 
     def bound(self, x, category, continuous):
         """log Q(c|x) + H(c) in nats of each code that x was made of, (B, 1 + M).

@@ -39,6 +39,7 @@ class SemiSupervisedGAN(Adversarial):
     """
 
     low = 0.0
+    ways = "linear"  # which stay where there is noise
 
     def __init__(
         self,
@@ -120,6 +121,11 @@ class SemiSupervisedGAN(Adversarial):
 
     def quantile(self, u):
         return u
+
+    def make(self, z, *label):
+        if not self.config["weight"]:
+            raise ValueError("sample: expected weight > 0, got 0: its generator does not play")
+        return super().make(z, *label)
 
     @torch.no_grad()
     def classify(self, x):

@@ -73,8 +73,12 @@ class LeNet(nn.Module):
 
     @torch.no_grad()
     def read(self, x):
-        """Features (N, features) and log p(label | x) (N, classes), float32, of a set of images."""
-        device = self.last.weight.device
-        parts = [self.features(part.to(device)) for part in x.split(BATCH)]
-        features = torch.cat(parts)
+        """Features (N, features) and log p(label | x) (N, classes), float32, of a set of images.
+
+        As in evaluation.
+        """
+        device, training = self.last.weight.device, self.training
+        self.eval()
+        features = torch.cat([self.features(part.to(device)) for part in x.split(BATCH)])
+        self.train(training)
         return features, self.last(F.relu(features)).log_softmax(1)
