@@ -125,7 +125,7 @@ class SemiSupervisedGAN(Adversarial):
     def make(self, z, *label):
         if not self.config["weight"]:
             raise ValueError("sample: expected weight > 0, got 0: its generator does not play")
-        return super().make(z, *label)
+        return super().make(z, *label).clamp(max=1)
 
     @torch.no_grad()
     def classify(self, x):
@@ -156,7 +156,11 @@ class SemiSupervisedGAN(Adversarial):
 
 
 class Generator(nn.Module):
-    """Batch normalization and softplus at each hidden layer, then numbers in [0, 1]."""
+    """Batch normalization and softplus at each hidden layer, then softplus.
+
+    The paper's last nonlinearity is a sigmoid. A discriminator that is ahead drives its inputs so
+    far that no slope is left, and stays ahead; what is above 1 only tells the samples apart.
+    """
 
     def __init__(self, sizes, shape):
         super().__init__()
@@ -169,7 +173,7 @@ class Generator(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layers[-1].bias)
         unit(layers[-1])
-        self.layers = nn.Sequential(*layers, nn.Sigmoid(), nn.Unflatten(1, shape))
+        self.layers = nn.Sequential(*layers, nn.Softplus(), nn.Unflatten(1, shape))
 
     def forward(self, z, label=None):
         """z: (B, latent)    returns: (B, *shape)"""
