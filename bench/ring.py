@@ -35,7 +35,7 @@ EXPERIMENTS = {
     "unrolled, K = 10": {"unrolled": 10},
     "minibatch discrimination": {"minibatch": KERNELS},
     **{f"f-GAN, {name}": {"game": f"f-{name}"} for name in DIVERGENCES},
-    "D in the inner loop": {"steps": 10},
+    "D in the inner loop": {"steps": 10, "discriminator_lr": 0.1},
     "G in the inner loop": {"generator_steps": 10},
 }
 
