@@ -37,6 +37,7 @@ EXPERIMENTS = {
     **{f"f-GAN, {name}": {"game": f"f-{name}"} for name in DIVERGENCES},
     "D in the inner loop": {"steps": 10, "discriminator_lr": 0.1},
     "G in the inner loop": {"generator_steps": 10},
+    "G in the inner loop, K = 5": {"generator_steps": 10, "unrolled": 5, "inner_lr": RATE},
 }
 
 
@@ -120,7 +121,7 @@ def trained(options, seeds, steps):
     models, source = [], Draws(RING, seeds[0])
     for seed in seeds:
         torch.manual_seed(seed)
-        models.append(GAN((2,), inner_lr=INNER, **options))
+        models.append(GAN((2,), **{"inner_lr": INNER} | options))
         models[-1].initialize(*Draws(RING, seed).batch(0, BATCH))
     model = GANs(models)
     descent = {"steps": steps, "lr": RATE, "betas": BETAS, "ema": 0.0, "seed": seeds[0]}
@@ -143,7 +144,8 @@ def main():
     torch.set_num_threads(1)
     for first in range(0, options.seeds, SIDE):
         for name in options.only:
-            known = {row["seed"] for row in read(file) if row["experiment"] == name}
+            own = {"experiment": name, "steps": options.steps}
+            known = {row["seed"] for row in read(file) if own.items() <= row.items()}
             seeds = [s for s in range(first, min(first + SIDE, options.seeds)) if s not in known]
             if not seeds:
                 continue
@@ -152,8 +154,8 @@ def main():
             seconds = (time.process_time() - began) / len(seeds)
             with file.open("a") as lines:
                 for seed, row in zip(seeds, found, strict=True):
-                    head = {"experiment": name, "steps": options.steps, "seed": seed}
-                    lines.write(json.dumps({**head, **row._asdict(), "seconds": seconds}) + "\n")
+                    line = {**own, "seed": seed, **row._asdict(), "seconds": seconds}
+                    lines.write(json.dumps(line) + "\n")
             (options.out / "ring.md").write_text(table(read(file)) + "\n")
             print(name, seeds, f"{seconds:.0f} s a seed", *found, flush=True)
 
@@ -161,9 +163,9 @@ def main():
 def table(rows):
     """Means and standard deviations over the seeds."""
     lines = []
-    for name in dict.fromkeys(row["experiment"] for row in rows):
-        own = [row for row in rows if row["experiment"] == name]
-        line = {"ring": name, "seeds": len(own)}
+    for name, steps in dict.fromkeys((row["experiment"], row["steps"]) for row in rows):
+        own = [row for row in rows if (row["experiment"], row["steps"]) == (name, steps)]
+        line = {"ring": name, "turns": steps, "seeds": len(own)}
         for key, head in (("covered", "modes"), ("share", "share"), ("reverse_kl", "reverse KL")):
             line[head] = spread([row[key] for row in own])
         lines.append(line)

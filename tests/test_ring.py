@@ -61,7 +61,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         ("GAN", 2),
         ("f-GAN, kl", 2),
     ]
-    assert (tmp_path / "ring.md").read_text().count("| 3 ") == 2
+    assert (tmp_path / "ring.md").read_text().count("| 2     | 3 ") == 2
+    monkeypatch.setattr("sys.argv", [*argv, "2", "--steps", "1"])
+    ring.main()  # of other turns, which have rows of their own
+    assert (tmp_path / "ring.md").read_text().count("| 1     | 2 ") == 2
 
 
 def test_a_seed_that_diverges_has_no_modes_and_spoils_no_other(monkeypatch):
