@@ -20,7 +20,7 @@ from fastgen.gans import Canvas
 from fastgen.nn import GaussianNoise
 from fastgen.semisupervised import Encoded
 
-B, LR, BETAS = 100, 3e-3, (0.5, 0.999)
+B, LR, BETAS, EPS = 100, 3e-3, (0.5, 0.999), 1e-4
 TURN = {"lr": LR, "clip": math.inf, "dtype": torch.float32, "world": 1, "stop": False}
 
 
@@ -32,7 +32,7 @@ def images(N):
 
 
 def ours(model, source):
-    game, steps = Game(model, "adam", BETAS), iter(range(1 << 30))
+    game, steps = Game(model, "adam", BETAS, eps=EPS), iter(range(1 << 30))
 
     def turn():
         numbers = game.turn([source.batch(next(steps), B)], **TURN)
@@ -45,7 +45,7 @@ def ours(model, source):
 def plain(model, source):
     """Three passes of D, as one would write it down."""
     G, D = model.generator, model.discriminator
-    adams = [torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS) for net in (D, G)]
+    adams = [torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS, eps=EPS) for net in (D, G)]
     pool, known, steps = source.unlabelled.x, source.labelled, iter(range(1 << 30))
 
     def descend(adam, loss):

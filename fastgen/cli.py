@@ -177,3 +177,7 @@ def diagnose():
     rows = [(check.name, f"below {check.expected}", check.got, verdict(check)) for check in found]
     print(table(rows or [("none: there are references alone",)]))
     return 0 if all(check.ok for check in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -68,15 +68,15 @@ def prepare(sizes, data, *, labels, flips, seed):
     if data in POINTS:
         if flips or labels:
             raise ValueError(f"labels, flips: expected none of points, which {data} are")
-        net, source = sizes.build((2,), 0), Draws(POINTS[data], seed)
+        net, source, first = sizes.build((2,), 0), Draws(POINTS[data], seed), FIRST
     else:
         images = Images(data)
         if labels and not images.classes:
             raise ValueError(f"labels: expected images with labels, got none in {data}")
         net = sizes.build(images.shape, images.classes if labels else 0)
         source = Batches(images, LEVELS, seed=seed, labelled=labels, flips=flips)
-        source = Encoded(source, Canvas(net.shape, net.low))
-    net.initialize(*source.batch(0, FIRST))
+        source, first = Encoded(source, Canvas(net.shape, net.low)), min(FIRST, len(images.x))
+    net.initialize(*source.batch(0, first))
     return net, source, {"data": data}
 
 
@@ -129,7 +129,8 @@ def interpolations(model, n, seed, label):
     """In a row, images of noise on the way between two, all of the row's codes."""
     rows = max(1, n // BETWEEN)
     drawn = model.draw(2 * rows, seed)
-    z = interpolate(*drawn.pop("z").split(rows), BETWEEN, model.ways).flatten(0, 1)
+    ways = model.ways if model.config["latent"] > 1 else "linear"  # a number has no direction
+    z = interpolate(*drawn.pop("z").split(rows), BETWEEN, ways).flatten(0, 1)
     row = {name: t[:rows] for name, t in drawn.items()} | given(labels_of(model, rows, label))
     same = {name: t.repeat_interleave(BETWEEN, 0) for name, t in row.items()}
     return model.sample(len(z), z=z, **same), BETWEEN

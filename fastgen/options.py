@@ -51,6 +51,10 @@ class Descent:
     seed: int = 0
     tensorboard: bool = False
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**64:  # or torch says that something overflows
+            raise ValueError(f"seed: expected in [0, 2^64), got {self.seed}")
+
 
 @dataclass(frozen=True)
 class Family:

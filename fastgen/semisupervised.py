@@ -18,7 +18,7 @@ def prepare(sizes, data, *, labels, seed):
     source = PartlyLabelled(images, labels, seed=seed)
     net = sizes.build(images.shape, images.classes)
     source = Encoded(source, format_of(net, meta))
-    net.initialize(source.batch(0, BATCH)[2])
+    net.initialize(source.batch(0, min(BATCH, len(images.x)))[2])
     return net, source, meta
 
 

@@ -175,12 +175,21 @@ def test_codes_are_learned_shown_and_matched(tmp_path, images, capsys):
     assert "labels: expected none of an InfoGAN" in capsys.readouterr().err
 
 
+def test_a_set_smaller_than_the_first_batch_is_fitted_to(tmp_path, images):
+    train = ["train", "dcgan", "--data", images, "--channels", 2, "--minibatch", 2, "--steps", 1]
+    assert run(*train, "--batch-size", 4, "--out", tmp_path / "run") == 0
+
+
 def test_noise_is_shown_between_and_along(tmp_path, images, capsys):
     out, png = tmp_path / "run", tmp_path / "a.png"
     train = ["train", "dcgan", "--data", images, "--out", out, "--labels", "--channels", 2]
     assert run(*train, "--latent", 4, "--steps", 1, "--batch-size", 4) == 0
     assert run("sample", out, "--show", "traversal", "--out", png, "--label", 1) == 0
     assert run("sample", out, "--show", "interpolations", "--out", png, "--n", 3) == 0
+    assert (
+        run(*train[:4], "--out", tmp_path / "1", "--latent", 1, "--channels", 2, "--steps", 1) == 0
+    )
+    assert run("sample", tmp_path / "1", "--show", "interpolations", "--out", png) == 0
     points = tmp_path / "points"
     assert run("train", "gan", "--data", "two_moons", "--out", points, "--steps", 1) == 0
     capsys.readouterr()

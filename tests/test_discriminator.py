@@ -177,6 +177,22 @@ def test_data_dependent_initialisation(groups):
         made.initialize(torch.ones(8, 6))
     with pytest.raises(ValueError, match=r"got a mean distance of inf to the nearest"):
         layer()[0].initialize(torch.ones(1, 6))
+    for rows in (0, 9):
+        with pytest.raises(ValueError, match=f"a batch of 2 equal groups, got {rows} rows"):
+            layer(groups=2)[0].initialize(torch.ones(rows, 6))
+
+
+def test_data_dependent_initialisation_of_short_numbers():
+    made, x = layer()
+    made.bfloat16().initialize(x.bfloat16())
+    y = made(x.bfloat16()).float()
+    assert torch.allclose(y[:, 6:].mean(0), torch.zeros(3), atol=0.02)
+
+
+def test_minibatch_discrimination_of_nothing_is_refused():
+    for sizes in ((6, 0, 4), (6, 3, -1), (0, 3, 4)):
+        with pytest.raises(ValueError, match="MinibatchDiscrimination: expected sizes >= 1, got"):
+            MinibatchDiscrimination(*sizes)
 
 
 def test_a_gradient_penalty():

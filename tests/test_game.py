@@ -118,6 +118,16 @@ def test_features_and_history():
     assert past.state_dict()["mean"][0] == pytest.approx(4)
 
 
+def test_history_of_short_numbers_is_counted_on():
+    line = nn.Linear(1, 1).bfloat16()
+    past = HistoricalAverage(line)
+    for value in [1.0] * 300 + [4.0] * 300:
+        nn.init.constant_(line.weight, value)
+        assert past(line).dtype == torch.bfloat16
+    assert past.count == 600
+    assert past.mean[0] == pytest.approx(2.5)
+
+
 class Saddle(nn.Module):
     """V(x, y) = x y; y may have steps and a rate of its own."""
 

@@ -347,6 +347,9 @@ def test_minibatch_discrimination_is_fitted_to_data(kind):
     assert ends - {"num_batches_tracked"} == {"original0", "bias"}
     with pytest.raises(ValueError, match="rows that differ"):
         model.initialize(x[:1].expand(4, -1, -1, -1))
+    with pytest.raises(RuntimeError):
+        model.initialize(x.double())
+    assert not layer._forward_pre_hooks
 
 
 @pytest.mark.parametrize("fit", [0, 5])

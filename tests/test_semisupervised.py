@@ -177,6 +177,7 @@ def test_a_generator_that_does_not_play_makes_nothing():
         ({"kernels": -1}, "kernels, weight: expected >= 0, got -1"),
         ({"weight": math.inf}, "kernels, weight: expected >= 0, got 3 and inf"),
         ({"pace": 0.0}, "pace: expected > 0, got 0.0"),
+        ({"output": "tanh"}, r"output: expected one of \['softplus', 'sigmoid'\], got 'tanh'"),
         ({"game": "chess"}, "SemiSupervisedGAN: game: expected one of minimax"),
         ({"latent": 0}, "latent: expected an int >= 1"),
         ({"steps": 0}, "steps: expected an int >= 1"),
@@ -199,6 +200,25 @@ def test_batches_of_another_shape_are_refused():
     ):
         with pytest.raises(ValueError, match=r"x: expected examples of \(6,\), got \(5,\)"):
             call()
+
+
+def test_one_example_has_no_spread_to_be_fitted_to():
+    with pytest.raises(ValueError, match="initialize: x: expected at least 2 examples, got 1"):
+        small().initialize(torch.zeros(1, 6))
+
+
+def test_a_sigmoid_that_is_driven_far_has_no_slope():
+    for output, vanishes in (("sigmoid", True), ("softplus", False)):
+        model = small(output=output)
+        with torch.no_grad():
+            model.generator.layers[-3].bias += 200.0
+        x = model.make(torch.rand(4, 3))
+        assert x.max() == 1  # as a picture; the discriminator is shown what is above
+        slopes = torch.autograd.grad(
+            model.players()[1].loss(None, None, Patterns().batch(0, 8)[2]),
+            model.generator.layers[-3].bias,
+        )
+        assert (slopes[0].abs().max() == 0) == vanishes
 
 
 def images(N=90):
@@ -289,7 +309,9 @@ def test_images_are_learned_tested_and_made(tmp_path, digits, capsys, more):
     assert run("eval", out) == 0
     assert "9 test images" in capsys.readouterr().out
     alone = "--weight" in more  # the classifier; then there is nothing to be sampled
-    assert run("sample", out, "--n", 4, "--out", tmp_path / "a.png") == (2 if alone else 0)
+    for show in ("interpolations", "traversal", "samples"):
+        made = run("sample", out, "--n", 4, "--show", show, "--out", tmp_path / "a.png")
+        assert made == (2 if alone else 0)
     told = capsys.readouterr()
     assert ("expected weight > 0" in told.err) if alone else ("4 images of 8 x 8" in told.out)
 

@@ -150,6 +150,37 @@ def test_returns_the_averaged_model(tmp_path):
         assert torch.equal(tensor, state[f"averaged.{name}"])
 
 
+class Fresh(nn.Module):
+    """A normalisation that puts new tensors in the places of its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.net = {}, nn.Linear(2, 1)
+        self.register_buffer("running_mean", torch.zeros(2))
+        self.register_buffer("running_var", torch.zeros((), dtype=torch.int64))
+
+    def players(self):
+        return [Player("fresh", self, self.loss)]
+
+    def loss(self, x):
+        if self.training:
+            self.running_mean = 0.9 * self.running_mean + 0.1 * x.mean(0)
+            self.running_var = self.running_var + 1
+        return self.net(x - self.running_mean).square().mean()
+
+
+def test_running_statistics_are_averaged_where_new_ones_take_their_places(tmp_path):
+    torch.manual_seed(0)
+    source = types.SimpleNamespace(batch=lambda step, size: (torch.full((size, 2), 5.0),))
+    averaged = train(Fresh(), source, out=tmp_path, steps=5, batch_size=4, ema=0.5, progress=False)
+    mean = average = 0.0
+    for step in range(1, 6):
+        mean, decay = 0.9 * mean + 0.5, min(0.5, step / (step + 9))
+        average = decay * average + (1 - decay) * mean
+    torch.testing.assert_close(averaged.running_mean, torch.full((2,), average))
+    assert averaged.running_var == 5  # of whole numbers there is no average
+
+
 def test_descends_as_plain_torch(tmp_path):
     options = {"steps": 20, "lr": 0.05, "warmup": 4, "schedule": "exponential", "final": 0.1}
     model, plain = toy(noisy=False).double(), toy(noisy=False).double()

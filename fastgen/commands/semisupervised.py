@@ -12,12 +12,11 @@ from .. import gans, semisupervised
 from ..game import GAMES
 from ..images import Unseen
 from ..implicit.adversarial import BETAS
-from ..implicit.semisupervised import SemiSupervisedGAN
+from ..implicit.semisupervised import OUTPUTS, SemiSupervisedGAN
 from ..options import NAMELESS, Descent, Device, Family, Files, check_device, fit, parameters
 from ..text import table
 from ..verify import semisupervised as checks
-from .gans import sample
-from .images import Drawn
+from .gans import Pictured, sample
 
 EMA = 0.9999  # of the weights that classify
 EPS = 1e-4  # of Adam, so that matched features, whose slopes are less, are left as they are
@@ -36,6 +35,7 @@ class Sizes:
     kernels: int = 0  # of minibatch discrimination
     weight: float = 1.0  # of the unlabelled images' loss; 0 learns from the labelled ones alone
     pace: float = 1.0  # of the generator's learning rate to the discriminator's
+    output: Literal[tuple(OUTPUTS)] = "softplus"  # of the generator; the paper has sigmoid
 
     def build(self, shape, classes):
         return SemiSupervisedGAN(shape, classes, **vars(self))
@@ -86,7 +86,7 @@ SEMISUPERVISED = Family(
     verify={"semisup": checks.verify},
     commands={},
     format_of=gans.format_of,
-    options=Drawn,
+    options=Pictured,
     sample=sample,
     evaluate=evaluate,
 )

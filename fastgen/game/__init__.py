@@ -147,7 +147,11 @@ class Game:
         players = model.players()
         _check_players(players, simultaneous)
         self.model, self.averaged = model.train(), copy.deepcopy(model)
-        self.weights, self.averages = averageable(model), averageable(self.averaged)
+        self.weights, self.averages = (
+            [p for p in module.parameters() if p.requires_grad] for module in (model, self.averaged)
+        )
+        pairs = zip(self.averaged.modules(), model.modules(), strict=True)
+        self.modules = [(own._buffers, module) for own, module in pairs if module._buffers]
         self.descents = [Descent(player, optimizer, betas, eps) for player in players]
         self.optimizer = optimizer
         self.batches = max(player.steps for player in players)  # of a turn
@@ -203,24 +207,25 @@ class Game:
 
     @torch.no_grad()
     def average(self, decay):
-        """averaged ← decay·averaged + (1 - decay)·model"""
-        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+        """averaged ← decay·averaged + (1 - decay)·model, of weights and of running statistics"""
+        pairs = [(own, its) for own, its, averages in self.buffers() if averages]
+        owns, its = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+        torch._foreach_lerp_(self.averages + owns, self.weights + its, 1 - decay)
 
     @torch.no_grad()
     def mean(self):
-        """The averaged model, its other buffers as the model's are."""
-        for (name, own), buffer in zip(
-            self.averaged.named_buffers(), self.model.buffers(), strict=True
-        ):
-            if not name.endswith(STATISTICS):
-                own.copy_(buffer)
+        """The averaged model, with the model's buffers as they are where they are not averaged."""
+        for own, its, averages in self.buffers():
+            if not averages:
+                own.copy_(its)
         return self.averaged.eval()
 
-
-def averageable(model):
-    """What is averaged: trained parameters, and running statistics, which belong to them."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    return weights + [b for name, b in model.named_buffers() if name.endswith(STATISTICS)]
+    def buffers(self):
+        """The buffers of the averaged model and of the model, and whether they are averaged."""
+        for own, module in self.modules:
+            for name, buffer in module._buffers.items():  # a module may put another in its place
+                if buffer is not None:
+                    yield own[name], buffer, name in STATISTICS and buffer.is_floating_point()
 
 
 def _check_players(players, simultaneous):

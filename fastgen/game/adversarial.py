@@ -187,8 +187,9 @@ class HistoricalAverage(nn.Module):
     def __init__(self, module):
         super().__init__()
         theta = nn.utils.parameters_to_vector(module.parameters()).detach()
-        self.register_buffer("mean", torch.zeros_like(theta))
-        self.register_buffer("count", torch.zeros_like(theta[0]))
+        dtype = torch.promote_types(theta.dtype, torch.float32)
+        self.register_buffer("mean", torch.zeros_like(theta, dtype=dtype))
+        self.register_buffer("count", torch.zeros_like(self.mean[0]))
 
     def forward(self, module):
         theta = nn.utils.parameters_to_vector(module.parameters())
@@ -197,4 +198,4 @@ class HistoricalAverage(nn.Module):
                 self.count += 1
                 self.mean += (theta.detach() - self.mean) / self.count
         # A copy, as the mean moves on before the gradient is taken.
-        return (theta - self.mean.clone()).square().sum()
+        return (theta - self.mean.clone()).square().sum().to(theta.dtype)

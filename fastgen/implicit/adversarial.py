@@ -121,8 +121,10 @@ class Adversarial(nn.Module):
         own = [m for m in self.discriminator.modules() if isinstance(m, MinibatchDiscrimination)]
         for layer in own:
             hook = layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs))
-            self.discriminator(x, label)
-            hook.remove()
+            try:
+                self.discriminator(x, label)
+            finally:
+                hook.remove()
             layer.initialize(*seen.pop())
 
     @property

@@ -13,6 +13,7 @@ from ..nn import GaussianNoise, MinibatchDiscrimination
 from ..nn.normalize import standardize
 from .adversarial import Adversarial
 
+OUTPUTS = {"softplus": nn.Softplus, "sigmoid": nn.Sigmoid}
 NOISE = (0.3, 0.5)  # standard deviation on what the discriminator sees, and on each layer's units
 
 
@@ -33,6 +34,8 @@ class SemiSupervisedGAN(Adversarial):
     matching: whether the generator matches features    kernels: of minibatch discrimination on the
     last hidden layer, after which what is said of x depends on the rest of the batch
     pace: of the generator's learning rate to the discriminator's
+    output: of the generator, "softplus" or "sigmoid", which is the paper's; but a discriminator
+    that is ahead drives what goes into a sigmoid so far that no slope is left, and stays ahead
 
     Raises ValueError for sizes, weights and games that there are not.
     Salimans et al. 2016, Improved Techniques for Training GANs, sections 3.1, 3.2 and 5.
@@ -54,6 +57,7 @@ class SemiSupervisedGAN(Adversarial):
         kernels=0,
         weight=1.0,
         pace=1.0,
+        output="softplus",
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         sizes = [*shape, logits, *made, *hidden]
@@ -67,11 +71,14 @@ class SemiSupervisedGAN(Adversarial):
             raise ValueError(f"SemiSupervisedGAN: kernels, weight: expected >= 0, got {got}")
         if not 0 < pace < math.inf:
             raise ValueError(f"SemiSupervisedGAN: pace: expected > 0, got {pace!r:.80}")
+        if output not in OUTPUTS:
+            got = f"expected one of {[*OUTPUTS]}, got {output!r:.80}"
+            raise ValueError(f"SemiSupervisedGAN: output: {got}")
         super().__init__(
             {**config, "shape": list(shape), "made": list(made), "hidden": list(hidden)}
         )
         self.shape, D = tuple(shape), math.prod(shape)
-        self.generator = Generator([latent, *made, D], self.shape)
+        self.generator = Generator([latent, *made, D], OUTPUTS[output](), self.shape)
         self.discriminator = Discriminator([D, *hidden], logits, kernels)
 
     def players(self):
@@ -143,9 +150,12 @@ class SemiSupervisedGAN(Adversarial):
         """Fit the discriminator's norms and biases: each layer's outputs have mean 0, variance 1.
 
         Once, before training, by a first batch. Minibatch discrimination does it in its own way.
-        Raises ValueError for another shape, and as `MinibatchDiscrimination.initialize`.
+        Raises ValueError for another shape or fewer than 2 examples, and as
+        `MinibatchDiscrimination.initialize`.
         """
         self.check(x)
+        if len(x) < 2:
+            raise ValueError(f"initialize: x: expected at least 2 examples, got {len(x)}")
         for layer in (*self.discriminator.layers, *self.discriminator.last):
             if isinstance(layer, MinibatchDiscrimination):
                 x = layer.initialize(x)
@@ -156,13 +166,9 @@ class SemiSupervisedGAN(Adversarial):
 
 
 class Generator(nn.Module):
-    """Batch normalization and softplus at each hidden layer, then softplus.
+    """Batch normalization and softplus at each hidden layer, then what keeps numbers above 0."""
 
-    The paper's last nonlinearity is a sigmoid. A discriminator that is ahead drives its inputs so
-    far that no slope is left, and stays ahead; what is above 1 only tells the samples apart.
-    """
-
-    def __init__(self, sizes, shape):
+    def __init__(self, sizes, last, shape):
         super().__init__()
         layers = []
         for C, K in pairwise(sizes[:-1]):
@@ -173,7 +179,7 @@ class Generator(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layers[-1].bias)
         unit(layers[-1])
-        self.layers = nn.Sequential(*layers, nn.Softplus(), nn.Unflatten(1, shape))
+        self.layers = nn.Sequential(*layers, last, nn.Unflatten(1, shape))
 
     def forward(self, z, label=None):
         """z: (B, latent)    returns: (B, *shape)"""

@@ -19,7 +19,7 @@ class MinibatchDiscrimination(nn.Module):
 
     x: (N, ...) of in_features numbers a row    y: another batch, (M, ...)
     returns: (N, in_features + B), x and then o
-    Raises ValueError and TypeError as the kernel does.
+    Raises ValueError for sizes below 1; ValueError and TypeError as the kernel does.
     """
 
     def __init__(
@@ -34,6 +34,9 @@ class MinibatchDiscrimination(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        if min(in_features, num_kernels, kernel_dim) < 1:
+            got = f"{in_features}, {num_kernels} and {kernel_dim}"
+            raise ValueError(f"MinibatchDiscrimination: expected sizes >= 1, got {got}")
         self.num_kernels, self.kernel_dim = num_kernels, kernel_dim
         self.keep_self, self.groups = keep_self, groups
         made = {"device": device, "dtype": dtype}
@@ -58,9 +61,14 @@ class MinibatchDiscrimination(nn.Module):
         """Set g and bias by a batch: the mean of o is 0, of the distance to the nearest row 2.
 
         returns: what x then becomes, for the layer that comes next to be initialised by
-        Raises ValueError for a kernel in which each row is equal to another one, or has no other.
+        Raises ValueError for a kernel in which each row is equal to another one, or has no other,
+        and for a batch that is not so many groups.
         """
+        if not len(x) or len(x) % self.groups:
+            want = f"a batch of {self.groups} equal groups"
+            raise ValueError(f"MinibatchDiscrimination: expected {want}, got {len(x)} rows")
         m = self.features(x.flatten(1)).unflatten(0, (self.groups, -1))  # (groups, n, B, C)
+        m = m.to(torch.promote_types(m.dtype, torch.float32))  # cdist has no shorter ones
         scale = self.project.parametrizations.weight.original0.view(self.num_kernels, -1)
         for b in range(self.num_kernels):
             distance = torch.cdist(m[:, :, b], m[:, :, b], p=1)
