@@ -186,15 +186,16 @@ def test_noise_is_shown_between_and_along(tmp_path, images, capsys):
     assert run(*train, "--latent", 4, "--steps", 1, "--batch-size", 4) == 0
     assert run("sample", out, "--show", "traversal", "--out", png, "--label", 1) == 0
     assert run("sample", out, "--show", "interpolations", "--out", png, "--n", 3) == 0
-    assert (
-        run(*train[:4], "--out", tmp_path / "1", "--latent", 1, "--channels", 2, "--steps", 1) == 0
-    )
-    assert run("sample", tmp_path / "1", "--show", "interpolations", "--out", png) == 0
+    line = tmp_path / "line"
+    assert run(*train[:4], "--out", line, "--latent", 1, "--channels", 2, "--steps", 1) == 0
+    assert run("sample", line, "--show", "interpolations", "--out", png) == 0
     points = tmp_path / "points"
     assert run("train", "gan", "--data", "two_moons", "--out", points, "--steps", 1) == 0
     capsys.readouterr()
     assert run("sample", points, "--show", "traversal", "--out", png) == 2
     assert "show: expected samples of points, got 'traversal'" in capsys.readouterr().err
+    assert run("train", "gan", "--data", "ring", "--out", points, "--seed", 1 << 64) == 2
+    assert f"seed: expected in [0, 2^64), got {1 << 64}" in capsys.readouterr().err
 
 
 def test_infogan_verifies_by_the_command(capsys):
