@@ -58,6 +58,8 @@ def prepare(sizes, data, *, levels, flips, seed):
     Raises ValueError for points with options of images.
     """
     if data in POINTS:
+        if seed >= HELD_OUT:
+            raise ValueError(f"seed: expected below 2^63 of points, got {seed}")
         for name, value in (("flips", flips or None), ("levels", levels)):
             if value is not None:
                 raise ValueError(f"{name}: expected none of points, which {data} are")
@@ -119,7 +121,7 @@ def point_nats(model, points, number, seed):
     Raises ValueError for a number < 2.
     """
     number = counted(number)
-    x = points.sample(number, seed=HELD_OUT + seed)
+    x = points.sample(number, seed=HELD_OUT + seed % HELD_OUT)
     log_q = log_density(model, x)
     gap = points.log_prob(x) - log_q
     return -log_q.mean().item(), gap.mean().item(), gap.std().item() / math.sqrt(number)

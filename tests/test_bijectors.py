@@ -287,13 +287,33 @@ def test_logit_by_hand():
         ),
         (
             lambda: InvertibleBatchNorm(2)(torch.zeros(0, 2)),
-            r"InvertibleBatchNorm: x: expected numbers, got shape",
+            r"InvertibleBatchNorm: x: expected 2 numbers a channel, got \(0, 2\)",
+        ),
+        (
+            lambda: InvertibleBatchNorm(2)(torch.zeros(1, 2)),
+            r"InvertibleBatchNorm: x: expected 2 numbers a channel, got \(1, 2\)",
         ),
     ],
 )
 def test_what_cannot_be(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_of_one_row_actnorm_takes_the_mean():
+    norm, x = ActNorm(3), torch.randn(1, 3)
+    y, logdet = norm(x)
+    torch.testing.assert_close(y, torch.zeros(1, 3))
+    assert logdet == 0
+
+
+@pytest.mark.parametrize("kind", [ActNorm, Diagonal, InvertibleBatchNorm])
+def test_short_numbers_stay_short(kind):
+    x = torch.randn(8, 3, 2, 2).bfloat16()
+    for norm in (kind(3), kind(3).bfloat16()):
+        y, logdet = norm(x)
+        assert (y.dtype, logdet.dtype) == (torch.bfloat16, torch.float32)
+        assert norm.inverse(y)[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("way", ["forward", "inverse"])

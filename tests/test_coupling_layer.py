@@ -207,3 +207,14 @@ def test_in_a_zuko_model():
     same(Density([model]), Density([other]), x)
     there = other().transform
     assert torch.allclose(there.inv(there(x)), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [4, 1 << 15])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_network_that_changes_what_it_sees_is_refused(rows, grad):
+    layer = AffineCoupling(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 4)))
+    x = torch.randn(rows, 4, requires_grad=grad)
+    with pytest.raises((ValueError, RuntimeError), match=r"in ?place"):
+        layer(x if not grad else 1 * x)
+    with torch.inference_mode():  # in which nothing tells
+        layer(torch.randn(rows, 4))

@@ -88,6 +88,20 @@ def test_what_is_far_away_is_infinitely_unlikely(model, dtype):
     assert model.log_prob(some(model, 2).to(dtype)).isnan().all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_where_a_logit_has_no_value_there_is_no_density(alpha):
+    model = RealNVP((1, 4, 4), 8, 1, 4, 1, 1, alpha=alpha).eval()
+    least, most = -8 * alpha / (1 - 2 * alpha), 8 * (1 - alpha) / (1 - 2 * alpha)
+    rows = [4.0, least + 0.01, most - 0.01, least - 0.01, most + 0.01, 300.0, -50.0, math.nan]
+    x = torch.full((8, 1, 4, 4), 4.0)
+    x[:, 0, 0, 0] = torch.tensor(rows)
+    found = model.log_prob(x)
+    assert found[:3].isfinite().all()
+    assert (found[3:7] == -math.inf).all()
+    assert found[7].isnan()
+
+
 def test_a_sample_is_the_inverse_of_its_sources(model):
     n, D = 4, model.dims
     u = kernels.uniforms(5, n, D).view(n, *model.shape)
@@ -115,6 +129,12 @@ def test_sampling_leaves_training_alone():
     assert all(m.training for m in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    frozen = model.chain.steps[2].eval()
+    model.sample(3, seed=0)
+    assert (frozen.training, model.chain.training) == (False, True)
+    with pytest.raises(ValueError, match="is not finite"):
+        model.sample(3, z=torch.full((3, 1, 4, 4), math.nan))
+    assert (frozen.training, model.chain.training) == (False, True)
 
 
 def test_a_checkpoint_gives_the_same_model(model, tmp_path):

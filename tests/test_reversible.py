@@ -202,6 +202,23 @@ def test_a_batch_norm_in_the_network_counts_a_batch_once():
         assert torch.equal(a, b)
 
 
+def test_spectral_norms_have_the_directions_that_they_had():
+    torch.manual_seed(0)
+
+    def net():
+        first = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 16))
+        return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 6))
+
+    a = Chain(*(AffineCoupling(net(), swap=i % 2 == 1) for i in range(4))).double()
+    b = copy.deepcopy(a)
+    b.reversible = True
+    x = torch.randn(32, 6, dtype=torch.float64)
+    for got, wanted in zip(gradients(b, x), gradients(a, x), strict=True):
+        torch.testing.assert_close(got, wanted)
+    for name, buffer in a.named_buffers():
+        assert torch.equal(buffer, b.get_buffer(name)), name
+
+
 def test_autocast_goes_back_as_it_went():
     plain, own, x = chain(3, False), chain(3, True), torch.randn(50, 6)
     for module in (plain, own):

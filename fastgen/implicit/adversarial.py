@@ -11,6 +11,7 @@ from torch.func import functional_call
 from .. import kernels
 from ..game import GAMES, Minimax, Player, gradient_penalty, unroll
 from ..nn import MinibatchDiscrimination
+from ..nn.evaluating import evaluating
 from ..tractable.sources import inside
 
 BETAS = (0.5, 0.999)  # of Adam, as Radford et al. have them
@@ -183,10 +184,8 @@ class Adversarial(nn.Module):
 
     def make(self, z, *label):
         """What the generator makes, as it will when it is trained."""
-        training = self.training
-        x = self.eval().generator(z.to(next(self.parameters())), *label)
-        self.train(training)
-        return x
+        with evaluating(self):
+            return self.generator(z.to(next(self.parameters())), *label)
 
 
 def numbers(seed, n, length):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..game import Player
+from ..nn.evaluating import evaluating
 from ..tractable.sources import inside
 from . import dcgan
 from .adversarial import Adversarial, numbers
@@ -131,10 +132,8 @@ class InfoGAN(Adversarial):
     def codes(self, x):
         """Q's posterior of the codes of images (B, C, S, S), as in evaluation: `Codes`."""
         self.check(x)
-        training = self.training
-        q = self.eval().discriminator.both(x)[1]
-        self.train(training)
-        return self.posterior(q)
+        with evaluating(self):
+            return self.posterior(self.discriminator.both(x)[1])
 
     def bound(self, x, category, continuous):
         """log Q(c|x) + H(c) in nats of each code that x was made of, (B, 1 + M).

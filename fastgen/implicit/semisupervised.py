@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from ..game import Player, feature_matching
 from ..nn import GaussianNoise, MinibatchDiscrimination
+from ..nn.evaluating import evaluating
 from ..nn.normalize import standardize
 from .adversarial import Adversarial
 
@@ -140,9 +141,8 @@ class SemiSupervisedGAN(Adversarial):
 
         Raises ValueError for another shape.
         """
-        training = self.training
-        [logits] = self.eval().logits(x.to(next(self.parameters())))
-        self.train(training)
+        with evaluating(self):
+            [logits] = self.logits(x.to(next(self.parameters())))
         return logits.log_softmax(1)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..game import Player
+from ..nn.evaluating import evaluating
 
 BATCH = 500  # images whose features are found at once
 
@@ -77,8 +78,7 @@ class LeNet(nn.Module):
 
         As in evaluation.
         """
-        device, training = self.last.weight.device, self.training
-        self.eval()
-        features = torch.cat([self.features(part.to(device)) for part in x.split(BATCH)])
-        self.train(training)
+        device = self.last.weight.device
+        with evaluating(self):
+            features = torch.cat([self.features(part.to(device)) for part in x.split(BATCH)])
         return features, self.last(F.relu(features)).log_softmax(1)

@@ -6,7 +6,7 @@ from torch import nn
 from .. import kernels
 from ..kernels._op import transformed
 from ..kernels.affine_coupling import LAYOUTS, SCALES, SPLITS, halves, whole
-from .bijector import Bijector, again, slopes
+from .bijector import Bijector, again, buffers, slopes
 
 FEW = 1 << 16  # numbers, below which the calls of `Parted` cost more than the moves that it saves
 
@@ -20,7 +20,7 @@ class AffineCoupling(Bijector):
     forward and inverse take x (B, C, ...), and what else net takes; both return such a tensor and
     the log-determinant of what they did, (B,), so that it stands in for a coupling of normflows,
     nflows or zuko. Where their scale is none of ours, as exp(l), net gives l, with scale="exp".
-    Raises ValueError for an unknown split, scale or layout.
+    Raises ValueError for an unknown split, scale or layout, and where net changes what it sees.
     """
 
     def __init__(self, net, *, split="channel", scale="tanh", weight=None, swap=False, layout="st"):
@@ -46,7 +46,11 @@ class AffineCoupling(Bijector):
 
     def couple(self, x, context, inverse):
         x, seen = self.parted(x)
+        before = version(x)
         h = self.net(seen, *context)
+        if version(x) != before:
+            got = "one that changes it in place"
+            raise ValueError(f"AffineCoupling: net: expected to leave what it sees, got {got}")
         return kernels.affine_coupling(x, h, inverse=inverse, **self.options())
 
     def parted(self, x):
@@ -65,9 +69,13 @@ class AffineCoupling(Bijector):
             "layout": self.layout,
         }
 
+    def keep(self, x):
+        before = buffers(self.net)
+        return *self(x), before
+
     def back(self, kept, y, dy, dlogdet):
         """The network runs once: what it sees is a part of y."""
-        with again(self.net) as (net, parameters):
+        with again(self.net, kept) as (net, parameters):
             seen = kernels.kept_half(y, self.split, self.swap).detach().requires_grad_()
             h = net(seen)
         options = self.options()
@@ -114,3 +122,9 @@ def joined(dx, dseen, split, swap, own):
     else:
         kernels.kept_half(dx, split, swap).add_(dseen)  # a view
     return dx
+
+
+def version(x):
+    """How often x was written to, where that is known."""
+    known = not (torch.compiler.is_compiling() or x.is_inference() or transformed((x,)))
+    return x._version if known else None

@@ -22,7 +22,8 @@ class Bijector(nn.Module):
 
     def keep(self, x):
         """`forward`, and what `back` needs of it besides y: little, whatever the size of x."""
-        return *self(x), None
+        before = buffers(self)
+        return *self(x), before
 
     def back(self, kept, y, dy, dlogdet):
         """From the output, the input and the gradients: x, dx, and those of `trainable`, in order.
@@ -30,7 +31,7 @@ class Bijector(nn.Module):
         Runs without a graph. This one inverts, and differentiates another `forward`.
         """
         x = self.inverse(y)[0]
-        with again(self) as (module, parameters):
+        with again(self, kept) as (module, parameters):
             x = x.detach().requires_grad_()
             outputs = module(x)
         return x.detach(), *slopes(outputs, (dy, dlogdet), x, parameters)
@@ -57,30 +58,25 @@ def trainable(module):
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def buffers(module):
+    """Copies of a module's buffers by name, which it may move when it runs."""
+    return {name: b.clone() for name, b in module.named_buffers(remove_duplicate=False)}
+
+
 @contextlib.contextmanager
-def again(module):
+def again(module, before):
     """To run a module once more for its gradients: a function, and the tensors that stand for its
-    `trainable` parameters, whose hooks so do not run; batch norms do not count the batch twice."""
+    `trainable` parameters, whose hooks so do not run; from the buffers of then, which it leaves."""
     # of every name, so that functional_call need not look for those of one parameter
     named = [*module.named_parameters(remove_duplicate=False)]
     own = {p: p.detach().requires_grad_(p.requires_grad) for _, p in named}
     mine = {name: own[p] for name, p in named}
-    norms = [
-        m
-        for m in module.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        with torch.enable_grad():
-            yield (
-                lambda *args: torch.func.functional_call(module, mine, args, tie_weights=False),
-                [p for p in own.values() if p.requires_grad],
-            )
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+    mine |= {name: b.clone() for name, b in before.items()}  # as this may be asked for twice
+    with torch.enable_grad():
+        yield (
+            lambda *args: torch.func.functional_call(module, mine, args, tie_weights=False),
+            [p for p in own.values() if p.requires_grad],
+        )
 
 
 def slopes(outputs, grads, x, parameters):

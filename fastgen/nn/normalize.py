@@ -12,8 +12,9 @@ class ActNorm(Bijector):
 
         y = (x - mean) exp(-log_std)
 
-    Until then it is the identity. Whether it has been set is known from a tensor that is never
-    waited for. In several processes the batch is that of all. x: (B, C, ...)
+    Of a single number of each channel it takes the mean alone. Until then it is the identity.
+    Whether it has been set is known from a tensor that is never waited for. In several processes
+    the batch is that of all. x: (B, C, ...)
     Raises ValueError for another C. (Kingma and Dhariwal 2018, Glow, section 3.1.)
     """
 
@@ -54,7 +55,7 @@ class ActNorm(Bijector):
             dist.all_reduce(both)
             mean, square = both / dist.get_world_size()
             var = (square - mean**2).clamp(min=0)
-        log_std = 0.5 * torch.log(var + self.eps)
+        log_std = 0.5 * torch.log(var + self.eps) if x.numel() > len(mean) else 0 * mean
         self.mean.copy_(torch.where(self.ready, self.mean, mean))
         self.log_std.copy_(torch.where(self.ready, self.log_std, log_std))
         self.ready.fill_(True)
@@ -88,7 +89,7 @@ class InvertibleBatchNorm(Bijector):
     In training `forward` takes the batch's mean and variance, and logdet is that of the map which
     they make; `inverse`, and `forward` in evaluation, take the running ones. Without `affine`
     log_scale and shift are zero. x: (B, C, ...)
-    Raises ValueError for another C, and for a batch of no numbers in training.
+    Raises ValueError for another C, and in training for fewer than 2 numbers of a channel.
     (Dinh et al. 2016, Real NVP, section 3.7.)
     """
 
@@ -112,10 +113,9 @@ class InvertibleBatchNorm(Bijector):
         if not self.training:
             mean, var = self.running_mean, self.running_var
             return *normalized(x, *self.center(mean, var)), (mean.clone(), var.clone(), False)
-        if not x.numel():
-            raise ValueError(
-                f"InvertibleBatchNorm: x: expected numbers, got shape {tuple(x.shape)}"
-            )
+        if x.numel() < 2 * len(self.running_mean):
+            got = tuple(x.shape)
+            raise ValueError(f"InvertibleBatchNorm: x: expected 2 numbers a channel, got {got}")
         mean, var = moments(x)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
@@ -160,13 +160,15 @@ def channels(x):
 def normalized(x, mean, log_std):
     """(x - mean) exp(-log_std), and its logdet. mean, log_std: (C,)"""
     logdet = -log_std.sum().to(wide(x.dtype)) * x.shape[2:].numel()
-    return (x - shaped(mean, x)) * shaped(torch.exp(-log_std), x), logdet.expand(len(x))
+    y = (x - shaped(mean, x)) * shaped(torch.exp(-log_std), x)
+    return y.to(x.dtype), logdet.expand(len(x))
 
 
 def restored(y, mean, log_std):
     """The inverse of `normalized`."""
     logdet = log_std.sum().to(wide(y.dtype)) * y.shape[2:].numel()
-    return y * shaped(torch.exp(log_std), y) + shaped(mean, y), logdet.expand(len(y))
+    x = y * shaped(torch.exp(log_std), y) + shaped(mean, y)
+    return x.to(y.dtype), logdet.expand(len(y))
 
 
 def undone(y, dy, dlogdet, mean, log_std):

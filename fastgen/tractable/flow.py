@@ -9,6 +9,7 @@ from .. import kernels
 from ..game import Player
 from ..kernels._op import may_wait, without_autocast
 from ..nn import Chain, Logit, Rescale
+from ..nn.evaluating import evaluating
 from .sources import Sources
 
 
@@ -28,7 +29,7 @@ class Flow(nn.Module):
         self, shape, levels, steps, *, source="normal", alpha=None, flat=False, reversible=False
     ):
         super().__init__()
-        self.shape, self.levels, self.flat = tuple(shape), levels, flat
+        self.shape, self.levels, self.flat, self.alpha = tuple(shape), levels, flat, alpha
         before = [Rescale(levels)] if levels else []
         before += [] if alpha is None else [Logit(alpha)]
         self.chain = Chain(*before, *steps, reversible=reversible)
@@ -69,7 +70,8 @@ class Flow(nn.Module):
     def log_prob(self, x, *, seed=None, uniforms=None):
         """Exact log-density in nats, (B,); of levels, that of the levels and noise.
 
-        -inf of what is so far away, or infinite, that nothing finite comes of it; NaN of NaN.
+        -inf where a logit has no value, and of what is so far away, or infinite, that nothing
+        finite comes of it; NaN of NaN.
         x: (B, *shape), floating, or int64 levels, to which uniform numbers (B, *shape) are added:
         those given, or those of `seed`, else torch's own. Raises as `forward` and `dequantize`.
         """
@@ -77,8 +79,18 @@ class Flow(nn.Module):
             x = self.dequantize(x, seed=seed, uniforms=uniforms)
         z, logdet = self(x)
         log_p = self.sources.log_prob(z.flatten(1)) + logdet
-        far = x.flatten(1).abs().amax(1).square().isinf()
-        return log_p.masked_fill(far & log_p.isnan(), -math.inf)
+        low, high = x.flatten(1).aminmax(dim=1)
+        least, most = self.reach(x.dtype)
+        off = (low <= least) | (high >= most)
+        return log_p.masked_fill(off & log_p.isnan(), -math.inf)
+
+    def reach(self, dtype):
+        """Between what numbers x has a finite square, and a logit where there is one."""
+        if self.alpha is None:
+            most = math.sqrt(torch.finfo(dtype).max)
+            return -most, most
+        width = (self.levels or 1) / (1 - 2 * self.alpha)
+        return -self.alpha * width, (1 - self.alpha) * width
 
     def bits_per_dim(self, x, *, seed=None, uniforms=None):
         """-log2 p(x) for each dimension, (B,); of levels an upper bound in the mean over noise."""
@@ -125,9 +137,8 @@ class Flow(nn.Module):
             want, got = (n, *self.shape), tuple(z.shape)
             raise ValueError(f"sample: z: expected {want}, got {got}")
         z = z.to(next(self.parameters()))
-        training = self.training
-        x = self.eval().inverse(z)[0]
-        self.train(training)
+        with evaluating(self):
+            x = self.inverse(z)[0]
         bad = (~x.isfinite().flatten(1).all(1)).nonzero()
         if len(bad):
             raise ValueError(f"sample: what is drawn at place {int(bad[0])} is not finite")
