@@ -11,6 +11,9 @@ namespace fastgen {
 // Ends early, with some tasks undone, once stopped() is true.
 void parallel(int64_t count, int64_t threads, void (*task)(void*, int64_t), void* context);
 
+// Whether these threads are torch's own.
+bool pooled();
+
 // The same for anything that can be called.
 template <class Task> void each(int64_t count, int64_t threads, Task task) {
   parallel(count, threads, [](void* f, int64_t i) { (*static_cast<Task*>(f))(i); }, &task);

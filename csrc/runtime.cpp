@@ -8,6 +8,10 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+#if __has_include(<dlfcn.h>)
+#include <dlfcn.h>
+#include <pthread.h>
+#endif
 
 namespace fastgen {
 
@@ -16,31 +20,74 @@ bool (*interrupted)() = nullptr;
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto POLL = std::chrono::milliseconds(100);
+constexpr auto POLL = std::chrono::milliseconds(100), SPIN = std::chrono::milliseconds(1);
 
-// One call's: several Python threads may each have a kernel running.
 struct Call {
+  int64_t count;
+  void (*task)(void*, int64_t);
+  void* context;
+  std::thread::id caller;
   std::atomic<int64_t> next{0};
   std::atomic<int64_t> running{0};
   std::atomic<bool> stop{false};
 };
 
+// One a thread: several Python threads may each have a kernel running.
 thread_local Call* current = nullptr;
 thread_local bool caller = false;
 thread_local Clock::time_point asked;
 
-void work(Call& call, int64_t count, void (*task)(void*, int64_t), void* context) {
+// What each thread of a team runs. The caller stays until all have finished, to hear interrupts.
+void work(void* of) {
+  Call& call = *static_cast<Call*>(of);
+  const bool calls = std::this_thread::get_id() == call.caller;
   current = &call;
-  for (int64_t i; !call.stop && (i = call.next++) < count;) task(context, i);
+  caller = calls;
+  asked = Clock::now();
+  ++call.running;
+  for (int64_t i; !call.stop && (i = call.next++) < call.count;) call.task(call.context, i);
+  --call.running;
+  for (const auto idle = Clock::now(); calls && call.running;) {
+    stopped();
+    if (Clock::now() - idle < SPIN)
+      std::this_thread::yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
   current = nullptr;
 }
 
-// A task that starts a parallel loop of its own runs it alone.
-void nested(int64_t count, void (*task)(void*, int64_t), void* context) {
-  for (int64_t i = 0; i < count && !stopped(); ++i) task(context, i);
+// As many threads as there are to be had, for one call.
+void start(void (*work)(void*), void* call, unsigned threads, unsigned) {
+  std::vector<std::thread> workers;
+  try {
+    while (workers.size() + 1 < threads) workers.emplace_back(work, call);
+  } catch (const std::system_error&) {
+  }
+  work(call);
+  for (auto& worker : workers) worker.join();
 }
 
+using Team = decltype(&start);
+
+#if __has_include(<dlfcn.h>)
+// After a fork the threads of OpenMP are gone, and it would wait for them.
+bool forked = false;
+const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+// What forms teams in the OpenMP runtime that torch has loaded, nullptr without one. Its threads
+// spin on the cores for a while after each of torch's loops, and others would wait for them.
+Team openmp() {
+  static const auto found = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked ? nullptr : found;
+}
+#else
+Team openmp() { return nullptr; }
+#endif
+
 } // namespace
+
+bool pooled() { return openmp(); }
 
 bool stopped() {
   if (!current) return false;
@@ -52,32 +99,18 @@ bool stopped() {
 }
 
 void parallel(int64_t count, int64_t threads, void (*task)(void*, int64_t), void* context) {
-  if (current) return nested(count, task, context);
-  Call call;
-  std::vector<std::thread> workers;
-  for (int64_t i = 1; i < std::min(threads, count); ++i) {
-    try {
-      ++call.running;
-      workers.emplace_back([&] {
-        work(call, count, task, context);
-        --call.running;
-      });
-    } catch (const std::system_error&) { // no more threads to be had: fewer will do
-      --call.running;
-      break;
-    }
+  if (current) { // a task that starts a parallel loop of its own runs it alone
+    for (int64_t i = 0; i < count && !stopped(); ++i) task(context, i);
+    return;
   }
-  caller = true;
-  asked = Clock::now();
-  work(call, count, task, context);
-  current = &call;
-  while (call.running) {
-    stopped();
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
-  current = nullptr;
-  caller = false;
-  for (auto& worker : workers) worker.join();
+  Call call{count, task, context, std::this_thread::get_id()};
+  if (count < 2 || threads < 2) return work(&call);
+  // OpenMP ends the process where it gets no thread, and of another size than torch's last its
+  // team would be formed anew.
+  if (pooled() && threads <= std::thread::hardware_concurrency())
+    openmp()(work, &call, unsigned(threads), 0);
+  else
+    start(work, &call, unsigned(std::min(threads, count)), 0);
 }
 
 Scratch::Scratch(int64_t bytes)

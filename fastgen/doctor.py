@@ -66,6 +66,7 @@ def machine():
         ("processor", processor()),
         ("cores", str(cores)),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads, OMP_NUM_THREADS)"),
+        ("C++ threads", "torch's" if _op.native and _op.native.pooled() else "the kernels' own"),
         ("gpu", gpu()),
         ("C++ kernels", instructions()),
         ("CUDA kernels", cuda()),

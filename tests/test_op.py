@@ -152,6 +152,64 @@ def test_thread_count():
             thread_count(wrong)
 
 
+THREADS = """
+import os
+import signal
+import torch
+from fastgen.kernels import minibatch_discrimination
+
+def tasks():
+    return set(os.listdir("/proc/self/task"))
+
+def features(threads):
+    torch.set_num_threads(threads)
+    return minibatch_discrimination(m)
+
+m = torch.arange(1024.0).cos().view(16, 16, 4)
+alone = features(1)
+"""
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+@pytest.mark.skipif(native is None or not native.pooled(), reason="torch is without OpenMP")
+def test_kernels_run_on_the_threads_of_torch():
+    script = f"""{THREADS}
+assert len(tasks()) == 1
+torch.set_num_threads(2)
+torch.randn(1 << 20).exp()
+there = tasks()
+assert len(there) == 2
+assert torch.equal(features(2), alone)
+assert tasks() == there
+"""
+    assert run(script) == ("", "")
+
+
+@linux
+def test_threads_past_the_cores_are_for_one_call():
+    script = f"""{THREADS}
+before = tasks()
+assert torch.equal(features(os.cpu_count() + 1), alone)
+assert tasks() == before
+"""
+    assert run(script) == ("", "")
+
+
+@linux
+def test_kernels_run_in_a_fork():
+    script = f"""{THREADS}
+features(2)
+child = os.fork()
+if not child:
+    signal.alarm(60)  # else the child of a failure would spin for good
+    os._exit(0 if torch.equal(features(2), alone) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    assert run(script) == ("", "")
+
+
 def test_a_reference_is_announced_once(monkeypatch):
     warn_reference.cache_clear()
     monkeypatch.delenv("FASTGEN_REQUIRE_NATIVE", raising=False)
