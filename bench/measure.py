@@ -1,6 +1,8 @@
 """Measuring: alternated runs, medians, and the machine's own limits in the same process."""
 
+import ctypes
 import statistics
+import sys
 import time
 
 import torch
@@ -17,6 +19,7 @@ def compare(runs, rounds=7, cold=False, device="cpu"):
     nothing of the call's in the caches.
     runs: name -> callable    returns: name -> seconds
     """
+    keep_memory()
     seconds = {name: [] for name in runs}
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=device).zero_ if cold else None
     for call in runs.values():
@@ -26,6 +29,18 @@ def compare(runs, rounds=7, cold=False, device="cpu"):
         for name, call in runs.items():
             seconds[name].append(timed(call, device, flush))
     return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def keep_memory():
+    """Have glibc's malloc keep what is freed, as other allocators do.
+
+    With its defaults it gives large tensors back to the system and has their pages brought again,
+    of one call and not of another as its heap happens to lie: that can take longer than the call.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt") and sys.platform == "linux":
+        trim, top, mmap = -1, -2, -3
+        for option, value in ((trim, 2**31 - 1), (top, 64 << 20), (mmap, 32 << 20)):
+            libc.mallopt(option, value)
 
 
 def timed(call, device="cpu", before=None):

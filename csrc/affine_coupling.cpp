@@ -12,17 +12,29 @@ template <class T> struct Numbers {
   const computed<T>* w;
   T* y;
   computed<T>* l;
+  // of numbers that lie in pairs: v and y are whole rows of x, s those of h
+  const Access<T>* access = nullptr;
 };
 
-template <class T, template <class> class Map>
+template <class T, template <class> class Map, bool pairs>
 __attribute__((flatten)) void change(const Numbers<T>& a) {
   using real = computed<T>;
-  for (int64_t i = 0; i < a.count; i += LANES<real>) {
-    const vec<real> f = Map<real>::map(widen(a.s + i));
+  constexpr int64_t L = LANES<real>;
+  for (int64_t i = 0, off = 0; i < a.count; i += L) {
+    vec<real> v, kept, s, t;
+    if constexpr (pairs)
+      a.access->even.get(a.v, i, off, v, kept), a.access->h.get(a.s, i, off, s, t);
+    else
+      v = widen(a.v + i), s = widen(a.s + i), t = widen(a.t + i);
+    const vec<real> f = Map<real>::map(s);
     const vec<real> m = bounded<real>(a.w ? load(a.w + i) * f : f), l = a.inverse ? -m : m;
-    const vec<real> e = exp<real>(l), v = widen(a.v + i), t = widen(a.t + i);
-    narrow(a.y + i, a.inverse ? (v - t) * e : v * e + t, a.past);
+    const vec<real> e = exp_inside<real>(l), y = a.inverse ? (v - t) * e : v * e + t;
+    if constexpr (pairs)
+      a.access->even.put(a.y, i, off, y, kept, a.past);
+    else
+      narrow(a.y + i, y, a.past);
     store(a.l + i, l);
+    if constexpr (pairs) off = off + L == a.access->s.K ? 0 : off + L;
   }
 }
 
@@ -34,9 +46,10 @@ template <class T> void shift(const Numbers<T>& a) {
 }
 
 template <class T> using Change = void (*)(const Numbers<T>&);
-template <class T> Change<T> changer(int64_t scale) {
-  constexpr Change<T> maps[] = {change<T, Tanh>,     change<T, Sigmoid>,  change<T, Atan>,
-                                change<T, Softplus>, change<T, Exponent>, shift<T>};
+template <class T, bool pairs> Change<T> changer(int64_t scale) {
+  constexpr Change<T> maps[] = {change<T, Tanh, pairs>,     change<T, Sigmoid, pairs>,
+                                change<T, Atan, pairs>,     change<T, Softplus, pairs>,
+                                change<T, Exponent, pairs>, shift<T>};
   return maps[scale];
 }
 
@@ -58,25 +71,31 @@ template <class T> struct Forward {
     Scratch memory(6 * most * sizeof(real));
     real *v = (real*)memory.data, *kept = v + most, *ms = kept + most, *mt = ms + most,
          *l = mt + most, *w = weight ? l + most : nullptr;
-    const Change<T> where_it_lies = changer<T>(scale);
-    const Change<real> in_tile = changer<real>(scale);
+    const Change<T> where_it_lies = changer<T, false>(scale), in_pairs = changer<T, true>(scale);
+    const Change<real> in_tile = changer<real, false>(scale);
     const bool direct = in_place<T>(sizes);
     copy_kept(sizes, cut, task, y, x, access.past);
     each_tile(sizes, cut, task, most, [&](const Run* runs, int64_t count, int64_t numbers) {
       for (const Run* r = runs; w && r < runs + count; ++r) spread_channels(sizes, *r, weight, w);
-      for (const Run* r = runs; r < runs + count; ++r) {
+      const int64_t paired = access.in_pairs(numbers), rest = numbers - paired;
+      if (paired)
+        in_pairs({paired, inverse, access.past && aligned(y + runs->x), x + runs->x, s + runs->s,
+                  nullptr, w, y + runs->x, l, &access});
+      for (const Run* r = runs; r < runs + count && rest; ++r) {
         if (direct) {
           const bool past = access.past && aligned(y + r->x);
           where_it_lies({r->n, inverse, past, x + r->x, s + r->s, t + r->t, w ? w + r->at : w,
                          y + r->x, l + r->at});
           continue;
         }
-        access.take_x(*r, x, v, kept);
-        access.take_h(*r, s, t, ms, mt);
+        access.take_x(r->after(paired), x, v, kept);
+        access.take_h(r->after(paired), s, t, ms, mt);
       }
-      if (!direct) in_tile({numbers, inverse, false, v, ms, mt, w, v, l});
+      if (!direct)
+        in_tile({rest, inverse, false, v + paired, ms + paired, mt + paired, w ? w + paired : w,
+                 v + paired, l + paired});
       for (const Run* r = runs; r < runs + count; ++r) {
-        if (!direct) access.put_x(*r, y, v, kept);
+        if (!direct && rest) access.put_x(r->after(paired), y, v, kept);
         if (!sizes.additive) add(*r, l, task % cut.parts);
       }
     });

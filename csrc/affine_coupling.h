@@ -69,7 +69,7 @@ template <class T> inline void take(computed<T>* to, const T* from, int64_t n, i
 }
 
 template <class T>
-inline void put(T* to, const computed<T>* from, int64_t n, int64_t step, bool past) {
+inline void put_row(T* to, const computed<T>* from, int64_t n, int64_t step, bool past) {
   constexpr int64_t L = LANES<computed<T>>;
   int64_t i = 0;
   past = past && aligned(to);
@@ -94,22 +94,37 @@ public:
       : width(width), n(n), first(first), step(step), per(1), turns(turns) {
     if (step == 2 && width == 2 * n && !turns) per = n, this->n = 1, this->width = 2;
     paired = this->width == 2 * this->n && L % (turns ? 2 * this->n : this->n) == 0;
-    for (int64_t i = 0; paired && i < 2 * L; ++i) {
-      const int64_t row = i / this->width, c = i % this->width, from = start(row);
-      const bool is_a = step == 2 ? c % 2 == from : c >= from && c < from + this->n;
-      const int64_t j = step == 2 ? c / 2 : c < this->n ? c : c - this->n;
-      const int64_t place = row * this->n + j;
+    whole = !paired && width == 2 * n && step == 1 && n % L == 0;
+    for (int64_t i = 0; i < 2 * L && (paired || whole); ++i) {
+      const int64_t half = paired ? this->n : L, row = i / (2 * half), c = i % (2 * half);
+      const int64_t from = paired ? start(row) : first ? L : 0;
+      const bool is_a = step == 2 ? c % 2 == from : c >= from && c < from + half;
+      const int64_t place = row * half + (step == 2 ? c / 2 : c % half);
       into[i / L][i % L] = is_a ? place : L + place;
       (is_a ? from_a : from_b)[place] = i;
     }
   }
 
+  // Whether a vector of each part lies in two vectors, which `get` and `put` find: from + 2 i on,
+  // or where a row has several, n numbers apart, with i `off` numbers into the row.
+  bool fits() const { return paired || whole; }
+  void get(const T* from, int64_t i, int64_t off, vec<real>& a, vec<real>& b) const {
+    from += 2 * i - (whole ? off : 0);
+    const vec<real> low = widen(from), high = widen(from + (whole ? n : L));
+    a = pick<real>(low, high, from_a), b = pick<real>(low, high, from_b);
+  }
+  void put(T* to, int64_t i, int64_t off, vec<real> a, vec<real> b, bool past) const {
+    to += 2 * i - (whole ? off : 0);
+    narrow(to, pick<real>(a, b, into[0]), past);
+    narrow(to + (whole ? n : L), pick<real>(a, b, into[1]), past);
+  }
+
   void take_rows(int64_t rows, const T* from, real* a, real* b) const {
     rows *= per;
     int64_t i = 0;
-    for (; paired && i + L <= rows * n; i += L) {
-      const vec<real> low = widen(from + 2 * i), high = widen(from + 2 * i + L);
-      store(a + i, pick<real>(low, high, from_a)), store(b + i, pick<real>(low, high, from_b));
+    for (vec<real> of_a, of_b; paired && i + L <= rows * n; i += L) {
+      get(from, i, 0, of_a, of_b);
+      store(a + i, of_a), store(b + i, of_b);
     }
     for (int64_t row = i / n; row < rows; ++row) {
       take(a + row * n, from + row * width + start(row), n, step);
@@ -120,15 +135,12 @@ public:
   void put_rows(int64_t rows, T* to, const real* a, const real* b, bool past) const {
     rows *= per;
     int64_t i = 0;
-    const bool whole = past && aligned(to);
-    for (; paired && i + L <= rows * n; i += L) {
-      const vec<real> x = load(a + i), y = load(b + i);
-      narrow(to + 2 * i, pick<real>(x, y, into[0]), whole);
-      narrow(to + 2 * i + L, pick<real>(x, y, into[1]), whole);
-    }
+    const bool vectors_past = past && aligned(to);
+    for (; paired && i + L <= rows * n; i += L)
+      put(to, i, 0, load(a + i), load(b + i), vectors_past);
     for (int64_t row = i / n; row < rows; ++row) {
-      put(to + row * width + start(row), a + row * n, n, step, past);
-      put(to + row * width + rest(row), b + row * (width - n), width - n, step, past);
+      put_row(to + row * width + start(row), a + row * n, n, step, past);
+      put_row(to + row * width + rest(row), b + row * (width - n), width - n, step, past);
     }
   }
 
@@ -145,6 +157,7 @@ private:
   int64_t per; // how often what is seen as a row is in a row
   bool turns;
   bool paired; // whether two vectors of rows have a vector of each part
+  bool whole;  // whether each part of a row is vectors
   vec<bits<real>> from_a, from_b, into[2];
 };
 
@@ -202,6 +215,14 @@ struct Run {
   int64_t b, k, at, n, rows; // rows of vectors or of a checkerboard
   int64_t x, s, t;           // where it begins
   bool odd;                  // of a checkerboard: whether its second pixel changes
+
+  // What is left of a run of vectors after `numbers` of those that change.
+  Run after(int64_t numbers) const {
+    Run rest = *this;
+    rest.rows -= rows * numbers / n, rest.n -= numbers, rest.at += numbers;
+    rest.x += 2 * numbers, rest.s += 2 * numbers, rest.t += 2 * numbers;
+    return rest;
+  }
 };
 
 // x and h of one dtype, with how to get at them.
@@ -219,6 +240,12 @@ template <class T> struct Access {
     return short_rows ? Pair<T>(s.W, s.W / 2, first, 2, true) : Pair<T>(2, 1, first, 2);
   }
 
+  // How many of a tile's numbers are computed where they lie, in pairs of vectors.
+  int64_t in_pairs(int64_t numbers) const {
+    constexpr int64_t L = LANES<real>;
+    return s.paired_h() && s.paired_x() && even.fits() && h.fits() ? numbers / L * L : 0;
+  }
+
   // Call f(pair, rows, where in x, in what changes, in what is kept) until the run is done.
   template <class F> void pairs_of(const Run& r, F f) const {
     if (s.vectors()) return f(even, r.rows, r.x, r.at, int64_t(0));
@@ -234,7 +261,7 @@ template <class T> struct Access {
     });
   }
   void put_x(const Run& r, T* x, const real* changed, const real* kept) const {
-    if (!s.paired_x()) return put(x + r.x, changed + r.at, r.n, 1, past);
+    if (!s.paired_x()) return put_row(x + r.x, changed + r.at, r.n, 1, past);
     pairs_of(r, [&](const Pair<T>& pair, int64_t rows, int64_t to, int64_t at, int64_t kept_at) {
       pair.put_rows(rows, x + to, changed + at, kept + kept_at, past);
     });
@@ -247,8 +274,8 @@ template <class T> struct Access {
   }
   void put_h(const Run& r, T* hs, T* ht, const real* from_s, const real* from_t) const {
     if (s.paired_h()) return h.put_rows(r.rows, hs + r.s, from_s + r.at, from_t + r.at, past);
-    put(hs + r.s, from_s + r.at, r.n, 1, past);
-    put(ht + r.t, from_t + r.at, r.n, 1, past);
+    put_row(hs + r.s, from_s + r.at, r.n, 1, past);
+    put_row(ht + r.t, from_t + r.at, r.n, 1, past);
   }
 };
 
@@ -404,8 +431,18 @@ void spread_channels(const Sizes& s, const Run& r, const real* from, real* to) {
 // to = of each number of a run its sample's value, or zero without any.
 template <class real>
 void spread_samples(const Sizes& s, const Run& r, const real* from, real* to) {
+  constexpr int64_t L = LANES<real>;
   const int64_t rows = s.vectors() ? r.rows : 1, n = r.n / rows;
-  for (int64_t row = 0; row < rows; ++row) {
+  int64_t row = 0;
+  if (from && L % n == 0) {
+    vec<bits<real>> index;
+    for (int64_t i = 0; i < L; ++i) index[i] = i / n;
+    for (vec<real> values; row + L <= rows; row += L / n) {
+      values = load(from + r.b + row);
+      store(to + r.at + row * n, pick<real>(values, values, index));
+    }
+  }
+  for (; row < rows; ++row) {
     const real value = from ? from[r.b + row] : 0;
     for (int64_t i = 0; i < n; ++i) to[r.at + row * n + i] = value;
   }

@@ -15,46 +15,58 @@ template <class T> struct Numbers {
   const computed<T>* w;
   T *restored, *dx, *ds, *dt;
   computed<T>* g; // of logdet; becomes that of w
+  // of numbers that lie in pairs: v, dy, restored and dx are whole rows of x, s and ds those of h
+  const Access<T>* access = nullptr;
 };
 
-template <class T, template <class> class Map, Known known>
+template <class T, template <class> class Map, Known known, bool pairs>
 __attribute__((flatten)) void gradients(const Numbers<T>& a) {
   using real = computed<T>;
-  for (int64_t i = 0; i < a.count; i += LANES<real>) {
-    vec<real> slope;
-    const vec<real> f = Map<real>::map(widen(a.s + i), slope);
-    const vec<real> m = a.w ? load(a.w + i) * f : f, l = bounded<real>(m);
-    const vec<real> e = exp<real>(known == INVERSE ? -l : l), v = widen(a.v + i);
-    const vec<real> d = widen(a.dy + i), de = d * e;
-    vec<real> dl = load(a.g + i);
-    if (known == BEGIN) dl += de * v;
-    if (known == INVERSE) dl = -dl - d * v;
-    if (known == END) {
-      const vec<real> scaled = v - widen(a.t + i);
-      dl += d * scaled;
-      narrow(a.restored + i, scaled / e, a.past);
-    } else if (known == INVERSE && a.restored) {
-      narrow(a.restored + i, v / e + widen(a.t + i), a.past);
+  constexpr int64_t L = LANES<real>;
+  for (int64_t i = 0, off = 0; i < a.count; i += L) {
+    vec<real> v, kept, s, t{}, d, dkept, slope;
+    if constexpr (pairs) {
+      a.access->even.get(a.v, i, off, v, kept), a.access->even.get(a.dy, i, off, d, dkept);
+      a.access->h.get(a.s, i, off, s, t);
+    } else {
+      v = widen(a.v + i), d = widen(a.dy + i), s = widen(a.s + i);
+      if (known != BEGIN && a.restored) t = widen(a.t + i);
     }
+    const vec<real> f = Map<real>::map(s, slope);
+    const vec<real> m = a.w ? load(a.w + i) * f : f, l = bounded<real>(m);
+    const vec<real> e = exp_inside<real>(known == INVERSE ? -l : l), de = d * e;
+    vec<real> dl = load(a.g + i), other;
+    if (known == BEGIN) dl += de * v;
+    if (known == INVERSE) dl = -dl - d * v, other = v / e + t;
+    if (known == END) dl += d * (v - t), other = (v - t) / e;
     dl = (m < real(-BOUND)) | (m > real(BOUND)) ? vec<real>{} : dl;
-    if (a.dx) narrow(a.dx + i, de, a.past);
-    narrow(a.ds + i, (a.w ? load(a.w + i) * dl : dl) * slope, a.past);
-    narrow(a.dt + i, known == INVERSE ? -de : d, a.past);
+    const vec<real> ds = (a.w ? load(a.w + i) * dl : dl) * slope, dt = known == INVERSE ? -de : d;
+    if constexpr (pairs) {
+      if (known != BEGIN && a.restored) a.access->even.put(a.restored, i, off, other, kept, a.past);
+      if (a.dx) a.access->even.put(a.dx, i, off, de, dkept, a.past);
+      a.access->h.put(a.ds, i, off, ds, dt, a.past);
+      off = off + L == a.access->s.K ? 0 : off + L;
+    } else {
+      if (known != BEGIN && a.restored) narrow(a.restored + i, other, a.past);
+      if (a.dx) narrow(a.dx + i, de, a.past);
+      narrow(a.ds + i, ds, a.past), narrow(a.dt + i, dt, a.past);
+    }
     store(a.g + i, dl * f);
   }
 }
 
 template <class T> using Gradients = void (*)(const Numbers<T>&);
-template <class T, Known known> Gradients<T> of(int64_t scale) {
-  constexpr Gradients<T> maps[] = {gradients<T, Tanh, known>, gradients<T, Sigmoid, known>,
-                                   gradients<T, Atan, known>, gradients<T, Softplus, known>,
-                                   gradients<T, Exponent, known>};
+template <class T, Known known, bool pairs> Gradients<T> of(int64_t scale) {
+  constexpr Gradients<T> maps[] = {
+      gradients<T, Tanh, known, pairs>, gradients<T, Sigmoid, known, pairs>,
+      gradients<T, Atan, known, pairs>, gradients<T, Softplus, known, pairs>,
+      gradients<T, Exponent, known, pairs>};
   return maps[scale];
 }
-template <class T> Gradients<T> of(int64_t scale, Known known) {
-  return known == BEGIN ? of<T, BEGIN>(scale)
-         : known == END ? of<T, END>(scale)
-                        : of<T, INVERSE>(scale);
+template <class T, bool pairs = false> Gradients<T> of(int64_t scale, Known known) {
+  return known == BEGIN ? of<T, BEGIN, pairs>(scale)
+         : known == END ? of<T, END, pairs>(scale)
+                        : of<T, INVERSE, pairs>(scale);
 }
 
 template <class T> struct Backward {
@@ -76,7 +88,7 @@ template <class T> struct Backward {
     const auto array = [&] { return next += most, next - most; };
     real *kept = array(), *dkept = array(), *g = array(), *w = weight ? array() : nullptr;
     real *mv = array(), *ms = array(), *mt = array(), *md = array();
-    const Gradients<T> where_they_lie = of<T>(scale, known);
+    const Gradients<T> where_they_lie = of<T>(scale, known), in_pairs = of<T, true>(scale, known);
     const Gradients<real> in_tile = of<real>(scale, known);
     const bool direct = in_place<T>(sizes);
     if (dx) copy_kept(sizes, cut, task, dx, dy, access.past);
@@ -85,6 +97,17 @@ template <class T> struct Backward {
       for (const Run* r = runs; r < runs + count; ++r) {
         if (w) spread_channels(sizes, *r, weight, w);
         spread_samples(sizes, *r, dlogdet, g);
+      }
+      const int64_t paired = access.in_pairs(numbers), rest = numbers - paired;
+      if (paired) {
+        const int64_t x = runs->x, h = runs->s;
+        const bool past = access.past && aligned(ds + h) && (!dx || aligned(dx + x)) &&
+                          (!restored || aligned(restored + x));
+        in_pairs({paired, past, v + x, s + h, nullptr, dy + x, w,
+                  restored ? restored + x : restored, dx ? dx + x : dx, ds + h, nullptr, g,
+                  &access});
+      }
+      for (const Run* r = runs; r < runs + count && rest; ++r) {
         if (direct) {
           const bool past = access.past && aligned(ds + r->s) && aligned(dt + r->t) &&
                             (!dx || aligned(dx + r->x)) && (!restored || aligned(restored + r->x));
@@ -92,15 +115,18 @@ template <class T> struct Backward {
                           restored ? restored + r->x : restored, dx ? dx + r->x : dx, ds + r->s,
                           dt + r->t, g + r->at});
         } else {
-          access.take_x(*r, v, mv, kept);
-          access.take_x(*r, dy, md, dkept);
-          access.take_h(*r, s, restored ? t : nullptr, ms, mt);
+          access.take_x(r->after(paired), v, mv, kept);
+          access.take_x(r->after(paired), dy, md, dkept);
+          access.take_h(r->after(paired), s, restored ? t : nullptr, ms, mt);
         }
       }
-      if (!direct)
-        in_tile({numbers, false, mv, ms, mt, md, w, restored ? mv : nullptr, md, ms, mt, g});
+      if (!direct) {
+        real *v = mv + paired, *s = ms + paired, *t = mt + paired, *d = md + paired;
+        in_tile({rest, false, v, s, t, d, w ? w + paired : w, restored ? v : nullptr, d, s, t,
+                 g + paired});
+      }
       for (const Run* r = runs; r < runs + count; ++r) {
-        if (!direct) put(*r, mv, kept, md, dkept, ms, mt);
+        if (!direct && rest) put(r->after(paired), mv, kept, md, dkept, ms, mt);
         if (dweight) add(*r, g, dweight + task / cut.parts * sizes.K);
       }
     });

@@ -76,7 +76,7 @@ template <class real> struct Mixture {
     const v rate = exp<real>(-(s < floor ? splat(floor) : s > most ? splat(most) : s));
     const v z = x - mean, a = rate * (z + half), b = rate * (z - half), zero{};
     v ea = exp<real>(-abs<real>(a)), eb = exp<real>(-abs<real>(b));
-    const Exp<real> e(-2 * half * rate); // of b - a
+    const Exp<real> e(from_low<real>(-2 * half * rate)); // of b - a
     v inner = -(e.power * e.q + (e.power - 1));
     const v na = last ? zero : a > 0 ? ea : splat<real>(1);  // sigmoid(-a) (1 + ea)
     const v nb = first ? zero : b > 0 ? splat<real>(1) : eb; // sigmoid(b) (1 + eb)

@@ -117,7 +117,15 @@ inline void transpose(T* to, int64_t stride, const T* from, int64_t from_stride)
   for (int i = 0; i < N; ++i) store(to + i * stride, x[i]);
 }
 
-// exp(x) = 2^n (1 + q), n the nearest integer to x / ln 2. Arguments saturate at the normal range.
+// Between these exp is normal.
+template <class T> constexpr T LOW = sizeof(T) == 4 ? -87.6 : -708.7;
+template <class T> constexpr T HIGH = sizeof(T) == 4 ? 88.3 : 709.4;
+
+// The same x from LOW on, or to HIGH; a NaN stays one.
+template <class T> inline vec<T> from_low(vec<T> x) { return x < LOW<T> ? splat<T>(LOW<T>) : x; }
+template <class T> inline vec<T> to_high(vec<T> x) { return x > HIGH<T> ? splat<T>(HIGH<T>) : x; }
+
+// exp(x) = 2^n (1 + q) of x in [LOW, HIGH], n the nearest integer to x / ln 2.
 template <class T> struct Exp {
   vec<T> power; // 2^n
   vec<T> q;     // exp(x - n ln 2) - 1
@@ -126,12 +134,10 @@ template <class T> struct Exp {
 
 template <class T> inline Exp<T>::Exp(vec<T> x) {
   constexpr bool F = sizeof(T) == 4;
-  constexpr T LOW = F ? -87.6 : -708.7, HIGH = F ? 88.3 : 709.4;
   constexpr T LN2_HEAD = F ? 0x1.62e4p-1 : 0x1.62e42fefa38p-1; // n LN2_HEAD is exact
   constexpr T LN2_TAIL = 0x1.62e42fefa39efp-1 - LN2_HEAD;
   constexpr int DEGREE = F ? 7 : 13;
   constexpr auto M = Bits<T>::MANTISSA;
-  x = x < LOW ? splat<T>(LOW) : x > HIGH ? splat<T>(HIGH) : x; // a NaN stays one
   const T magic =
       T(3) * (int64_t(1) << (M - 1)); // adding 1.5 * 2^M rounds, and leaves n in the low bits
   const vec<T> shifted = x * T(1.44269504088896341) + magic;
@@ -139,18 +145,26 @@ template <class T> inline Exp<T>::Exp(vec<T> x) {
   const vec<T> r = (x - n * LN2_HEAD) - n * LN2_TAIL;
   T coefficient[DEGREE + 1] = {1, 1}; // 1 / k!
   for (int k = 2; k <= DEGREE; ++k) coefficient[k] = coefficient[k - 1] / k;
-  q = splat<T>(coefficient[DEGREE]);
+  // two terms at a time, for a chain half as long
+  const vec<T> square = r * r;
+  q = coefficient[DEGREE] * r + coefficient[DEGREE - 1];
 #pragma GCC unroll 16
-  for (int k = DEGREE - 1; k > 0; --k) q = q * r + coefficient[k];
-  q = q * r;
+  for (int k = DEGREE - 3; k > 1; k -= 2)
+    q = q * square + (coefficient[k + 1] * r + coefficient[k]);
+  q = q * square + r;
   power = (vec<T>)(((vec<bits<T>>)shifted << M) + (bits<T>(Bits<T>::BIAS) << M));
+}
+
+// exp(x) of x in [LOW, HIGH], to 2 units in the last place.
+template <class T> inline vec<T> exp_inside(vec<T> x) {
+  const Exp<T> e(x);
+  return e.power * e.q + e.power;
 }
 
 // exp(x) to 2 units in the last place; 0 below the normal range, finite above it.
 template <class T> inline vec<T> exp(vec<T> x) {
-  const Exp<T> e(x);
-  const vec<T> y = e.power * e.q + e.power;
-  return x < T(sizeof(T) == 4 ? -87.6 : -708.7) ? vec<T>{} : y;
+  const vec<T> y = exp_inside<T>(to_high<T>(from_low<T>(x)));
+  return x < LOW<T> ? vec<T>{} : y;
 }
 
 // exp(-x) of x >= 0, to 2 + x / 2 units in the last place, by fewer operations; 0 below the normal
@@ -172,8 +186,9 @@ template <class T> inline vec<T> exp_minus(vec<T> x) {
   return x > T(F ? 87.3 : 708.3) ? vec<T>{} : y; // a NaN stays one
 }
 
+// exp(x) - 1 of x <= 0.
 template <class T> inline vec<T> expm1(vec<T> x) {
-  const Exp<T> e(x);
+  const Exp<T> e(from_low<T>(x));
   return e.power * e.q + (e.power - 1);
 }
 
@@ -218,9 +233,14 @@ template <class T> inline vec<T> sign(vec<T> x) {
 #endif
 }
 
+// |x| with the sign of y.
+template <class T> inline vec<T> signed_as(vec<T> x, vec<T> y) {
+  return (vec<T>)((vec<bits<T>>)x | ((vec<bits<T>>)y & Bits<T>::SIGN));
+}
+
 template <class T> inline vec<T> tanh(vec<T> x) {
-  const vec<T> e = expm1<T>(-2 * abs<T>(x)), y = -e / (2 + e);
-  return x < 0 ? -y : y;
+  const vec<T> e = expm1<T>(-2 * abs<T>(x));
+  return signed_as<T>(abs<T>(e / (2 + e)), x);
 }
 
 // a's lanes where index < LANES, and b's beyond.

@@ -178,6 +178,8 @@ AFFINE_COUPLING = {
     "8": {"B": 37, "C": 8, "size": (), "layout": "tsts", "split": "alternate", "weight": "one"},
     "16": {"B": 33, "C": 16, "size": (), "scale": "sigmoid", "layout": "stst"},
     "64": {"B": 9, "C": 64, "size": (), "scale": "softplus", "swap": True},
+    "64, alternate": {"B": 9, "C": 64, "size": (), "split": "alternate", "inverse": True},
+    "96": {"B": 5, "C": 96, "size": (), "layout": "ts", "weight": "all", "inverse": True},
     "65, alternate": {"B": 9, "C": 65, "size": (), "split": "alternate", "weight": "all"},
     "vectors apart": {"B": 19, "C": 6, "size": (), "apart": True, "weight": "all"},
     "vector halves": {"B": 19, "C": 6, "size": (), "split": None, "layout": "stst"},

@@ -5,7 +5,7 @@ import itertools
 import cases
 import pytest
 import torch
-from check import cast, check, close, ends_on_ctrl_c, leaf
+from check import cast, check, close, compare, ends_on_ctrl_c, leaf
 from torch.autograd import gradgradcheck
 
 from fastgen.kernels import (
@@ -65,6 +65,25 @@ def test_samples_in_parts():
     sizes = {"B": 2, "C": 5, "size": (120, 140), "swap": True, "weight": "all", "scale": "atan"}
     check(*case(**sizes), dtypes=(torch.float32,))
     check(*case(**{**sizes, "split": "checkerboard"}), dtypes=(torch.float32,))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"B": 17_001, "C": 64, "size": ()},
+        {"B": 140_007, "C": 8, "size": (), "split": "alternate"},
+        {"B": 33, "C": 8, "size": (64, 64)},
+        {"B": 33, "C": 8, "size": (64, 64), "split": "checkerboard"},
+    ],
+    ids=str,
+)
+def test_what_is_written_past_the_caches(sizes):
+    op, ref, inputs = case(**sizes)
+    assert inputs[0].nbytes >= 1 << 22
+    for isa in native.isas():
+        native.set_isa(isa)
+        compare(op, ref, inputs, isa)
 
 
 @pytest.mark.parametrize("name", ["plain", "checkerboard with weights", "inverse", "additive", "3"])
