@@ -300,6 +300,31 @@ def test_what_cannot_be(call, message):
         call()
 
 
+def test_many_actnorms_are_one_graph_of_torch_compile():
+    torch.manual_seed(0)
+    graphs = []
+
+    def backend(graph, examples):
+        graphs.append(graph)
+        return graph
+
+    def flow():
+        return Chain(*(ActNorm(3) for _ in range(12))), [torch.randn(20, 3) for _ in range(4)]
+
+    chain, batches = flow()
+    twin = copy.deepcopy(chain)
+    torch.compiler.reset()
+    compiled = torch.compile(chain, fullgraph=True, backend=backend)
+    for x in batches:
+        for got, want in zip(compiled(x), twin(x), strict=True):
+            torch.testing.assert_close(got, want)
+    assert len(graphs) == 2  # that which sets, and that which has been set
+    fresh = Chain(*(ActNorm(3) for _ in range(12))).state_dict()
+    chain.load_state_dict(fresh)
+    chain(batches[1])
+    assert not torch.equal(chain.steps[0].mean, twin.steps[0].mean)
+
+
 def test_of_one_row_actnorm_takes_the_mean():
     norm, x = ActNorm(3), torch.randn(1, 3)
     y, logdet = norm(x)

@@ -42,9 +42,11 @@ class ActNorm(Bijector):
         return x, dx, [g for p, g in pairs if p.requires_grad]
 
     def known(self):
-        """Whether `ready` was set here, and has not been written since."""
+        """Whether `ready` was set here, and has not been written since, as far as that is known:
+        a graph of torch.compile made for each count of writes would soon be one too many."""
         tensor, version = self.seen
-        return tensor is self.ready and version == tensor._version
+        compiling = torch.compiler.is_compiling()
+        return tensor is self.ready and (compiling or version == tensor._version)
 
     @torch.no_grad()
     def set(self, x):
@@ -59,7 +61,7 @@ class ActNorm(Bijector):
         self.mean.copy_(torch.where(self.ready, self.mean, mean))
         self.log_std.copy_(torch.where(self.ready, self.log_std, log_std))
         self.ready.fill_(True)
-        self.seen = self.ready, self.ready._version
+        self.seen = self.ready, None if torch.compiler.is_compiling() else self.ready._version
 
 
 class Diagonal(Bijector):
