@@ -27,6 +27,47 @@ if native is not None and "FASTGEN_ISA" in os.environ:
         ISA_ERROR = error
 
 
+class Op:
+    """torch.ops.fastgen.<name>, run past the dispatcher where that has nothing to do.
+
+    Two ways through it and back to Python cost more than most small kernels.
+    """
+
+    def __init__(self, overload, run):
+        self.overload, self.run = overload, run
+        self.passes = None  # the autograd.Function of its gradient
+
+    def __call__(self, *args):
+        if torch.compiler.is_compiling() or not plain(args):
+            return self.overload(*args)
+        if not needs_gradient(args):
+            return self.run(*args)
+        return self.passes.apply(*args) if self.passes else self.overload(*args)
+
+
+def plain(args):
+    """Whether the tensors are of torch's own kind and nobody watches: no mode, transform, tracer
+    or profiler."""
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            if type(a) is not torch.Tensor and type(a) is not torch.nn.Parameter:
+                return False
+        elif isinstance(a, (list, tuple)):
+            return False
+    C = torch._C
+    return not (
+        C._len_torch_dispatch_stack()
+        or C._len_torch_function_stack()
+        or C._functorch.peek_interpreter_stack()
+        or C._get_tracing_state()
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def needs_gradient(args):
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+
+
 def op(fn):
     """Register `fn`, which checks, allocates and launches, as torch.ops.fastgen.<name>.
 
@@ -35,13 +76,13 @@ def op(fn):
     name = fn.__name__.lstrip("_")
 
     @functools.wraps(fn)
-    def call(*args, **kwargs):
-        return fn(*map(contiguous, args), **{k: contiguous(v) for k, v in kwargs.items()})
+    def run(*args, **kwargs):
+        return fn(*[contiguous(a) for a in args], **{k: contiguous(v) for k, v in kwargs.items()})
 
     LIB.define(name + torch.library.infer_schema(fn, mutates_args=()))
-    LIB.impl(name, call, "CompositeExplicitAutograd")
+    LIB.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastgen::{name}", fn, lib=LIB)
-    return getattr(torch.ops.fastgen, name).default
+    return Op(getattr(torch.ops.fastgen, name).default, run)
 
 
 def gradient(op, backward, setup_context):
@@ -51,23 +92,23 @@ def gradient(op, backward, setup_context):
     have: one that comes here has none.
     """
 
-    def run(*args):
+    def below(*args):
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            return op.overload(*args)
 
     def forward(ctx, *args):
-        output = run(*args)
+        output = (op.run if plain(args) else below)(*args)
         setup_context(ctx, args, output)
         return output
 
     passes = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(op._schema.name.partition("::")[2], (torch.autograd.Function,), passes)
+    name = op.overload._schema.name.partition("::")[2]
+    op.passes = type(name, (torch.autograd.Function,), passes)
 
     def call(*args):
-        needed = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-        return (function.apply if needed else run)(*args)
+        return (op.passes.apply if needs_gradient(args) else below)(*args)
 
-    LIB.impl(op._opname, call, "Autograd")
+    LIB.impl(op.overload._opname, call, "Autograd")
 
 
 def contiguous(x):
@@ -83,12 +124,16 @@ def launch(kernel, *args):
     Returns at once on fake and meta tensors, which have no memory to point to.
     Raises ValueError for a tensor that is not contiguous, and for an unknown FASTGEN_ISA.
     """
-    if ready(args):
-        if ISA_ERROR:
-            raise ISA_ERROR
-        # `args` stays as it is: it may be all that keeps a tensor's memory
-        values = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args)
-        kernel(*[0 if a is None else a for a in values])
+    values = []  # `args` stays as it is: it may be all that keeps a tensor's memory
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            if not ready((a,)):
+                return
+            a = a.data_ptr()
+        values.append(0 if a is None else a)
+    if ISA_ERROR:
+        raise ISA_ERROR
+    kernel(*values)
 
 
 def ready(args):
@@ -96,13 +141,12 @@ def ready(args):
 
     Raises ValueError for a tensor that is not contiguous.
     """
-    tensors = [a for a in args if isinstance(a, torch.Tensor)]
-    for t in tensors:
-        if t.is_meta or isinstance(t, FakeTensor):
-            return False
-    for t in tensors:
-        if not t.is_contiguous():
-            raise ValueError(f"launch: expected contiguous tensors, got strides {t.stride()}")
+    for t in args:
+        if isinstance(t, torch.Tensor):
+            if t.is_meta or isinstance(t, FakeTensor):
+                return False
+            if not t.is_contiguous():
+                raise ValueError(f"launch: expected contiguous tensors, got strides {t.stride()}")
     return True
 
 

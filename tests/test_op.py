@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgen.kernels import _op
 from fastgen.kernels._op import LIB, gradient, launch, native, op, thread_count, warn_reference
@@ -104,7 +105,7 @@ def test_gradients_are_those_of_register_autograd(needed, twice):
 
 def test_an_op_with_a_gradient_is_one_of_torch():
     x, y = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(_power_for_tests, (x, y, 3))
+    torch.library.opcheck(_power_for_tests.overload, (x, y, 3))
     torch.autograd.gradgradcheck(lambda x, y: _power_for_tests(x, y, 3), (x, y))
     assert _power_for_tests(x, y, 3).grad_fn.name() == "power_for_testsBackward"
     compiled = torch.compile(lambda x, y: _power_for_tests(x, y, 3) * 2, backend="aot_eager")
@@ -115,6 +116,47 @@ def test_an_op_with_a_gradient_is_one_of_torch():
     assert not _power_for_tests(x.detach(), None, 3).requires_grad
     with FakeTensorMode() as mode:
         assert _power_for_tests(mode.from_tensor(x), None, 3).requires_grad
+
+
+class Log(TorchDispatchMode):
+    """Remembers the names of what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **kwargs or {})
+
+
+def test_an_op_goes_past_the_dispatcher_but_not_past_who_watches(monkeypatch):
+    x, name = torch.ones(2, 3), "fastgen::power_for_tests"
+    with Log() as log:
+        _power_for_tests(x, None, 2)
+    assert name in log.names
+    with torch.profiler.profile() as profile:
+        _power_for_tests(x, None, 2)
+    assert name in {event.key for event in profile.key_averages()}
+    traced = torch.jit.trace(lambda x: _power_for_tests(x, None, 2), x)
+    assert name in str(traced.graph)
+    functional = torch.func.functionalize(lambda x: _power_for_tests(x, None, 2))
+    assert torch.equal(functional(3 * x), 9 * x)
+
+    def refuse(*args):
+        raise AssertionError("through the dispatcher")
+
+    monkeypatch.setattr(_power_for_tests, "overload", refuse)
+    for leaf in (x, torch.nn.Parameter(x)):
+        assert torch.equal(_power_for_tests(leaf, None, 2), x)
+    with pytest.raises(AssertionError, match="through the dispatcher"), Log():
+        _power_for_tests(x, None, 2)
+
+
+def test_a_gradient_that_an_op_lacks_is_missed():
+    x = torch.ones(2, requires_grad=True)
+    with pytest.warns(UserWarning, match="an autograd kernel was not registered"):
+        _strides_for_tests(x, None, []).sum().backward()
 
 
 def test_launch_passes_addresses():
