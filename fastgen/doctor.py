@@ -305,12 +305,30 @@ def mixture_error(dtype, device):
 
 def coupling_error(dtype, device):
     """How far the values and gradients of `kernels.affine_coupling` are off, of the largest."""
+    shapes = {
+        "checkerboard": ((3, 5, 7, 22), (3, 10, 7, 11), (5,)),
+        "channel": ((37, 32), (37, 32), (16,)),
+    }
+    errors = []
+    for split in shapes:
+        torch.manual_seed(0)
+        ref, fn = (
+            lambda x, h, w, f=f, split=split: f(x, h, weight=w, split=split)
+            for f in (kernels.affine_coupling_ref, kernels.affine_coupling)
+        )
+        inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes[split]]
+        place = {"dtype": getattr(torch, dtype), "device": device}
+        errors.append(gradients_error(ref, fn, inputs, place))
+    return torch.tensor(errors).max().item()
+
+
+def features_error(dtype, device):
+    """How far those of `kernels.minibatch_discrimination` are off, of the largest."""
     torch.manual_seed(0)
-    inputs = [torch.randn(s, dtype=torch.float64) for s in ((3, 5, 7, 22), (3, 10, 7, 11), (5,))]
     return gradients_error(
-        lambda x, h, w: kernels.affine_coupling_ref(x, h, weight=w, split="checkerboard"),
-        lambda x, h, w: kernels.affine_coupling(x, h, weight=w, split="checkerboard"),
-        inputs,
+        kernels.minibatch_discrimination_ref,
+        kernels.minibatch_discrimination,
+        [torch.randn(37, 5, 3, dtype=torch.float64)],
         {"dtype": getattr(torch, dtype), "device": device},
     )
 
@@ -341,4 +359,5 @@ SELF_TESTS = {  # kernel: its error, in which dtypes
     "pixelcnn_layer": (pixelcnn_error, ("float64", "float32")),
     "logistic_mixture": (mixture_error, ("float64", "float32")),
     "affine_coupling": (coupling_error, ("float64", "float32")),
+    "minibatch_discrimination": (features_error, ("float64", "float32")),
 }

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import cases
 import pytest
 import torch
 
@@ -57,6 +58,7 @@ def test_the_kernels_pass_on_every_instruction_set():
     before = torch.get_rng_state()
     found = doctor.self_tests()
     assert [check for check in found if not check.ok] == []
+    assert doctor.SELF_TESTS.keys() == set(cases.ops())
     assert len(found) == sum(len(dtypes) for _, dtypes in doctor.SELF_TESTS.values())
     assert _op.native.isa() == isa
     assert torch.equal(torch.get_rng_state(), before)
