@@ -37,7 +37,7 @@ def keep_memory():
     With its defaults it gives large tensors back to the system and has their pages brought again,
     of one call and not of another as its heap happens to lie: that can take longer than the call.
     """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt") and sys.platform == "linux":
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim, top, mmap = -1, -2, -3
         for option, value in ((trim, 2**31 - 1), (top, 64 << 20), (mmap, 32 << 20)):
             libc.mallopt(option, value)

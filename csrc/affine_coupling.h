@@ -216,7 +216,8 @@ struct Run {
   int64_t x, s, t;           // where it begins
   bool odd;                  // of a checkerboard: whether its second pixel changes
 
-  // What is left of a run of vectors after `numbers` of those that change.
+  // What is left of a run of vectors after `numbers` of those that change, whole rows of which as
+  // many are kept; s and t side by side.
   Run after(int64_t numbers) const {
     Run rest = *this;
     rest.rows -= rows * numbers / n, rest.n -= numbers, rest.at += numbers;
@@ -243,7 +244,8 @@ template <class T> struct Access {
   // How many of a tile's numbers are computed where they lie, in pairs of vectors.
   int64_t in_pairs(int64_t numbers) const {
     constexpr int64_t L = LANES<real>;
-    return s.paired_h() && s.paired_x() && even.fits() && h.fits() ? numbers / L * L : 0;
+    const bool rows = s.K % L == 0 || L % s.K == 0; // else a vector may end within one
+    return rows && s.paired_h() && s.paired_x() && even.fits() && h.fits() ? numbers / L * L : 0;
   }
 
   // Call f(pair, rows, where in x, in what changes, in what is kept) until the run is done.
@@ -391,14 +393,14 @@ template <class T> struct Atan {
 };
 
 template <class T> struct Softplus {
-  static constexpr T LOW = sizeof(T) == 4 ? -20 : -40; // below, log softplus(s) = s
+  static constexpr T LINEAR = sizeof(T) == 4 ? -20 : -40; // below, log softplus(s) = s
   static vec<T> map(vec<T> s) {
     vec<T> slope;
     return map(s, slope);
   }
   static vec<T> map(vec<T> s, vec<T>& slope) {
     const vec<T> e = exp<T>(-abs<T>(s)), y = (s > 0 ? s : vec<T>{}) + log1p<T>(e);
-    const auto low = s < LOW;
+    const auto low = s < LINEAR;
     slope = low ? splat<T>(1) : (s > 0 ? splat<T>(1) : e) / ((1 + e) * y);
     return low ? s : log<T>(y);
   }

@@ -103,7 +103,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas, "The instruction sets that this processor runs.");
   m.def("isa", [] { return ISAS[chosen]; }, "The instruction set in use.");
   m.def("set_isa", set_isa, "Use another instruction set.");
-  m.def("pooled", fastgen::pooled, "Whether the kernels run on torch's own threads.");
+  m.def("pooled", fastgen::pooled, "Whether kernels of so many threads run on torch's own.");
   m.attr("WAVENET_LAYER_TILE") = WAVENET_LAYER_TILE;
   m.def("pixelcnn_layer_rows", pixelcnn_layer_rows, "The rows of a tile of pixelcnn_layer.");
 #define FASTGEN_ENTRY(isa) fastgen::isa::logistic_mixture

@@ -8,11 +8,11 @@
 namespace fastgen {
 
 // Call task(context, i) for i in [0, count) on up to `threads` threads, the caller being one.
-// Ends early, with some tasks undone, once stopped() is true.
+// Ends early, with some tasks undone, once stopped() is true. Throws what a task threw, in the end.
 void parallel(int64_t count, int64_t threads, void (*task)(void*, int64_t), void* context);
 
-// Whether these threads are torch's own.
-bool pooled();
+// Whether so many threads are torch's own.
+bool pooled(int64_t threads);
 
 // The same for anything that can be called.
 template <class Task> void each(int64_t count, int64_t threads, Task task) {

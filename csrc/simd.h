@@ -135,7 +135,7 @@ template <class T> struct Exp {
 template <class T> inline Exp<T>::Exp(vec<T> x) {
   constexpr bool F = sizeof(T) == 4;
   constexpr T LN2_HEAD = F ? 0x1.62e4p-1 : 0x1.62e42fefa38p-1; // n LN2_HEAD is exact
-  constexpr T LN2_TAIL = 0x1.62e42fefa39efp-1 - LN2_HEAD;
+  constexpr T LN2_TAIL = F ? T(0x1.62e42fefa39efp-1 - LN2_HEAD) : T(0x1.ef35793c76730p-45);
   constexpr int DEGREE = F ? 7 : 13;
   constexpr auto M = Bits<T>::MANTISSA;
   const T magic =
@@ -199,7 +199,7 @@ template <class T> inline vec<T> log(vec<T> x) {
   constexpr auto M = Bits<T>::MANTISSA;
   constexpr auto HALF = bits<T>(F ? 0x3f3504f3 : 0x3fe6a09e667f3bcd); // the bits of sqrt(1/2)
   constexpr T LN2_HEAD = F ? 0x1.62e4p-1 : 0x1.62e42fefa38p-1;
-  constexpr T LN2_TAIL = 0x1.62e42fefa39efp-1 - LN2_HEAD;
+  constexpr T LN2_TAIL = F ? T(0x1.62e42fefa39efp-1 - LN2_HEAD) : T(0x1.ef35793c76730p-45);
   const vec<bits<T>> whole = (vec<bits<T>>)x, power = (whole - HALF) >> M;
   const vec<T> n = __builtin_convertvector(power, vec<T>);
   const vec<T> m = (vec<T>)(whole - (power << M)); // in [sqrt(1/2), sqrt(2))
@@ -238,6 +238,7 @@ template <class T> inline vec<T> signed_as(vec<T> x, vec<T> y) {
   return (vec<T>)((vec<bits<T>>)x | ((vec<bits<T>>)y & Bits<T>::SIGN));
 }
 
+// To 3 units in the last place.
 template <class T> inline vec<T> tanh(vec<T> x) {
   const vec<T> e = expm1<T>(-2 * abs<T>(x));
   return signed_as<T>(abs<T>(e / (2 + e)), x);

@@ -66,7 +66,7 @@ def machine():
         ("processor", processor()),
         ("cores", str(cores)),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads, OMP_NUM_THREADS)"),
-        ("C++ threads", "torch's" if _op.native and _op.native.pooled() else "the kernels' own"),
+        ("C++ threads", threads()),
         ("gpu", gpu()),
         ("C++ kernels", instructions()),
         ("CUDA kernels", cuda()),
@@ -87,6 +87,13 @@ def gpu():
         return f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}"
     built = torch.version.cuda is not None
     return "none" + ("" if built else ", and this torch is built without CUDA")
+
+
+def threads():
+    """Whose threads the C++ kernels run on."""
+    if _op.native is None:
+        return "none"
+    return "torch's" if _op.native.pooled(torch.get_num_threads()) else "their own, for each call"
 
 
 def instructions():

@@ -28,40 +28,63 @@ if native is not None and "FASTGEN_ISA" in os.environ:
 
 
 class Op:
-    """torch.ops.fastgen.<name>, run past the dispatcher where that has nothing to do.
+    """torch.ops.fastgen.<name>, called past the dispatcher where that has nothing to do.
 
-    Two ways through it and back to Python cost more than most small kernels.
+    Two ways through it and back to Python cost more than most small kernels. Arguments come by
+    place, all of them.
     """
 
     def __init__(self, overload, run):
         self.overload, self.run = overload, run
-        self.passes = None  # the autograd.Function of its gradient
+        self.function = None  # the autograd.Function of its gradient
+        self.types = [TYPES.get(str(a.type), ()) for a in overload._schema.arguments]
 
     def __call__(self, *args):
-        if torch.compiler.is_compiling() or not plain(args):
+        if torch.compiler.is_compiling() or not self.plain(args):
             return self.overload(*args)
         if not needs_gradient(args):
             return self.run(*args)
-        return self.passes.apply(*args) if self.passes else self.overload(*args)
+        return self.function.apply(*args) if self.function else self.overload(*args)
 
-
-def plain(args):
-    """Whether the tensors are of torch's own kind and nobody watches: no mode, transform, tracer
-    or profiler."""
-    for a in args:
-        if isinstance(a, torch.Tensor):
-            if type(a) is not torch.Tensor and type(a) is not torch.nn.Parameter:
-                return False
-        elif isinstance(a, (list, tuple)):
+    def plain(self, args):
+        """Whether the arguments are what the schema says, tensors in a CPU's memory with nothing
+        to them but a gradient, and there is no mode, transform, tracer or profiler."""
+        if len(args) != len(self.types):
             return False
-    C = torch._C
-    return not (
-        C._len_torch_dispatch_stack()
-        or C._len_torch_function_stack()
-        or C._functorch.peek_interpreter_stack()
-        or C._get_tracing_state()
-        or torch.autograd._profiler_enabled()
-    )
+        for a, types in zip(args, self.types, strict=True):
+            if type(a) not in types:
+                return False
+            if isinstance(a, torch.Tensor) and torch._C._dispatch_keys(a).raw_repr() not in KEYS:
+                return False
+        C = torch._C
+        return not (
+            C._len_torch_dispatch_stack()
+            or C._len_torch_function_stack()
+            or C._functorch.peek_interpreter_stack()
+            or C._get_tracing_state()
+            or torch.autograd._profiler_enabled()
+        )
+
+
+TENSORS, NONE = (torch.Tensor, torch.nn.Parameter), type(None)
+TYPES = {  # of a schema: of arguments that need no conversion
+    "Tensor": TENSORS,
+    "Optional[Tensor]": (*TENSORS, NONE),
+    "Optional[str]": (str, NONE),
+    "str": (str,),
+    "int": (int,),
+    "float": (float,),
+    "bool": (bool,),
+}
+
+
+def keys(inference):
+    """The dispatch keys of a tensor, as a number."""
+    with torch.inference_mode(inference):
+        return torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+
+
+KEYS = {keys(False), keys(True)}
 
 
 def needs_gradient(args):
@@ -97,16 +120,16 @@ def gradient(op, backward, setup_context):
             return op.overload(*args)
 
     def forward(ctx, *args):
-        output = (op.run if plain(args) else below)(*args)
+        output = (op.run if op.plain(args) else below)(*args)
         setup_context(ctx, args, output)
         return output
 
     passes = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     name = op.overload._schema.name.partition("::")[2]
-    op.passes = type(name, (torch.autograd.Function,), passes)
+    op.function = type(name, (torch.autograd.Function,), passes)
 
     def call(*args):
-        return (op.passes.apply if needs_gradient(args) else below)(*args)
+        return (op.function.apply if needs_gradient(args) else below)(*args)
 
     LIB.impl(op.overload._opname, call, "Autograd")
 
@@ -122,12 +145,12 @@ def launch(kernel, *args):
     """Call a native kernel with the tensors' addresses; None becomes the null pointer.
 
     Returns at once on fake and meta tensors, which have no memory to point to.
-    Raises ValueError for a tensor that is not contiguous, and for an unknown FASTGEN_ISA.
+    Raises ValueError as `in_memory` does, and for an unknown FASTGEN_ISA.
     """
     values = []  # `args` stays as it is: it may be all that keeps a tensor's memory
     for a in args:
         if isinstance(a, torch.Tensor):
-            if not ready((a,)):
+            if not in_memory(a):
                 return
             a = a.data_ptr()
         values.append(0 if a is None else a)
@@ -137,16 +160,22 @@ def launch(kernel, *args):
 
 
 def ready(args):
-    """Whether a kernel can run: False of fake and meta tensors, which have no memory.
+    """Whether a kernel can run: all tensors are `in_memory`."""
+    return all(in_memory(a) for a in args if isinstance(a, torch.Tensor))
 
-    Raises ValueError for a tensor that is not contiguous.
+
+def in_memory(x):
+    """Whether x has memory: False of fake and meta tensors.
+
+    Raises ValueError for a tensor that is not contiguous, or whose memory does not hold it: that is
+    negative or zero by a flag.
     """
-    for t in args:
-        if isinstance(t, torch.Tensor):
-            if t.is_meta or isinstance(t, FakeTensor):
-                return False
-            if not t.is_contiguous():
-                raise ValueError(f"launch: expected contiguous tensors, got strides {t.stride()}")
+    if x.is_meta or isinstance(x, FakeTensor):
+        return False
+    if not x.is_contiguous():
+        raise ValueError(f"launch: expected contiguous tensors, got strides {x.stride()}")
+    if x.is_neg() or (x.numel() and not x.data_ptr()):
+        raise ValueError("launch: expected tensors in memory, got one that is a flag's")
     return True
 
 

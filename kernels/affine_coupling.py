@@ -46,7 +46,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NATIVE = (torch.float32, torch.float64, torch.bfloat16)  # as csrc/ops.h numbers them
 ON_GPU = (torch.float32, torch.bfloat16)
 BOUND = 80.0
-MANY = 1 << 19  # numbers
+MANY = 1 << 19  # numbers of vectors, from which the kernel beats a fused formula: measured
 
 
 def affine_coupling(
@@ -79,7 +79,8 @@ def affine_coupling(
     inputs = prepare(x, s, t, scale, weight, split, swap, layout)
     if transformed(inputs) or left_to_compiler(x) or not has_kernel(*inputs[:2]):
         options = {"split": split, "swap": swap, "layout": layout, "inverse": inverse}
-        return affine_coupling_ref(*inputs[:3], scale, inputs[3], **options)
+        y, logdet = affine_coupling_ref(*inputs[:3], scale, inputs[3], **options)
+        return y.contiguous(), logdet
     return _affine_coupling(*inputs, scale, split, swap, layout, inverse)
 
 
@@ -129,7 +130,9 @@ def kept_half(x, split, swap=False):
 def left_to_compiler(x):
     """Whether torch.compile does better with the formula, which it fuses with what stands beside
     it: on a CPU all but many vectors, by a fifth of a coupling between two actnorms."""
-    return torch.compiler.is_compiling() and x.is_cpu and (x.ndim > 2 or x.numel() < MANY)
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False  # for a program that is exported would hold for that many rows alone
+    return x.is_cpu and (x.ndim > 2 or x.numel() < MANY)
 
 
 def has_kernel(x, s):

@@ -1,6 +1,7 @@
 """The affine coupling against plain torch, as a bijection, and from its output alone."""
 
 import itertools
+import sys
 
 import cases
 import pytest
@@ -14,7 +15,7 @@ from fastgen.kernels import (
     affine_coupling_ref,
     kept_half,
 )
-from fastgen.kernels._op import native
+from fastgen.kernels._op import launch, native
 from fastgen.kernels.affine_coupling import LAYOUTS, MANY, SCALES, SPLITS, halves, whole
 
 needs_native = pytest.mark.skipif(native is None, reason="needs a C++ compiler")
@@ -211,6 +212,53 @@ def test_compiled(sizes, kernel):
     for a, b in zip(*([pair, *g] for pair, g in zip(pairs, grads, strict=True)), strict=True):
         assert torch.equal(a, b) if kernel else torch.allclose(a, b, rtol=1e-5, atol=1e-5)
     assert ("fastgen.affine_coupling" in graphs[0]) == kernel
+
+
+def test_exported_for_any_batch():
+    class Coupling(torch.nn.Module):
+        def forward(self, x, h):
+            return affine_coupling(x, h, split="channel")
+
+    rows = {0: torch.export.Dim("B")}
+    x, h = torch.randn(2, 8, 64)
+    program = torch.export.export(Coupling(), (x, h), dynamic_shapes=(rows, rows)).module()
+    for B in (3, 10_000):
+        x, h = torch.randn(2, B, 64)
+        for got, want in zip(program(x, h), affine_coupling(x, h, split="channel"), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+def fenced(kernel, *args):
+    """`launch` on copies with a fence around each, that is held to stand."""
+    PAD, MARK = 64, 7.0
+    places = {}
+    for i, a in enumerate(args):
+        if isinstance(a, torch.Tensor):
+            places[i] = torch.full((a.numel() + 2 * PAD,), MARK, dtype=a.dtype)
+            places[i][PAD:-PAD] = a.flatten()
+    launch(kernel, *(places[i][PAD:-PAD] if i in places else a for i, a in enumerate(args)))
+    for i, place in places.items():
+        assert (torch.cat([place[:PAD], place[-PAD:]]) == MARK).all()
+        args[i].copy_(place[PAD:-PAD].view_as(args[i]))
+
+
+@needs_native
+@pytest.mark.parametrize("C", [3, 6, 8, 10, 24, 34, 64, 66])
+@pytest.mark.parametrize("split", ["channel", "alternate"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_is_written_beside_vectors(monkeypatch, C, split, layout):
+    monkeypatch.setattr(sys.modules[affine_coupling.__module__], "launch", fenced)
+    options = {"split": split, "layout": layout}
+    for isa, B, dtype in itertools.product(
+        native.isas(), (1, 5, 67), (torch.float32, torch.float64)
+    ):
+        native.set_isa(isa)
+        x, h, *_ = cases.affine_coupling(B=B, C=C, size=(), dtype=dtype, **options)
+        y, logdet = affine_coupling(x, h, **options)
+        for got, want in zip((y, logdet), affine_coupling_ref(x, h, **options), strict=True):
+            assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
+        back, *_ = affine_coupling_grad(y, torch.ones_like(y), logdet, h, **options)
+        assert torch.allclose(back, x, rtol=1e-4, atol=1e-4)
 
 
 def test_opcheck():

@@ -22,7 +22,7 @@ def test_the_report():
     assert {"wavenet_sample", "wavenet_layer"} < rows.keys()
     if _op.native:
         assert rows["C++ kernels"][1].startswith(_op.native.isa())
-        assert rows["C++ threads"][1] == "torch's" or not _op.native.pooled()
+        assert rows["C++ threads"][1] == "torch's" or not _op.native.pooled(torch.get_num_threads())
         assert rows["wavenet_sample"][1] == "CPU: C++"
         assert ("CUDA for 8 streams" in rows["wavenet_sample"][2]) == (not _op.native.cuda)
         assert rows["CUDA kernels"][1].startswith("none: " if _op.native.cuda else "built")

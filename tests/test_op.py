@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgen.kernels import _op
+from fastgen.kernels import _op, minibatch_discrimination
 from fastgen.kernels._op import LIB, gradient, launch, native, op, thread_count, warn_reference
 
 
@@ -153,6 +153,39 @@ def test_an_op_goes_past_the_dispatcher_but_not_past_who_watches(monkeypatch):
         _power_for_tests(x, None, 2)
 
 
+@op
+def _number_for_tests(x: torch.Tensor, n: int) -> torch.Tensor:
+    assert type(n) is int
+    return x * n
+
+
+def test_an_op_gets_what_its_schema_says():
+    x = torch.randn(3)
+    assert torch.equal(_number_for_tests(x, torch.tensor(2)), 2 * x)
+    with pytest.raises(RuntimeError, match="Expected a value of type 'int'"):
+        _number_for_tests(x, 1.5)
+
+
+def odd(x):
+    """Tensors that are of torch's own type, and whose memory does not hold them."""
+    return {"negative": (torch._neg_view(x), -x), "zero": (torch._efficientzerotensor(3), 0 * x)}
+
+
+@pytest.mark.parametrize("kind", ["negative", "zero"])
+def test_tensors_that_are_a_flag(kind):
+    given, same = odd(torch.randn(3))[kind]
+    with pytest.raises(ValueError, match="launch: expected tensors in memory"):
+        launch(lambda *args: None, given)
+    assert torch.equal(_power_for_tests(given, None, 3), same**3)
+    x = torch.randn(3, requires_grad=True)
+    (dx,) = torch.autograd.grad(_power_for_tests(x, None, 2), x, given)
+    assert torch.equal(dx, 2 * x * same)
+    m = torch.randn(4, 3, 2)
+    jacobian = torch.autograd.functional.jacobian(minibatch_discrimination, m, vectorize=True)
+    want = torch.autograd.functional.jacobian(minibatch_discrimination, m)
+    torch.testing.assert_close(jacobian, want)
+
+
 def test_a_gradient_that_an_op_lacks_is_missed():
     x = torch.ones(2, requires_grad=True)
     with pytest.warns(UserWarning, match="an autograd kernel was not registered"):
@@ -215,7 +248,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @linux
-@pytest.mark.skipif(native is None or not native.pooled(), reason="torch is without OpenMP")
+@pytest.mark.skipif(native is None or not native.pooled(2), reason="torch is without OpenMP")
 def test_kernels_run_on_the_threads_of_torch():
     script = f"""{THREADS}
 assert len(tasks()) == 1
@@ -237,6 +270,52 @@ assert torch.equal(features(os.cpu_count() + 1), alone)
 assert tasks() == before
 """
     assert run(script) == ("", "")
+
+
+def test_all_threads_flush_denormals_as_the_caller_does():
+    script = """
+import torch
+from fastgen.kernels import affine_coupling
+
+torch.set_num_threads(2)
+torch.randn(1 << 20).exp()  # the threads are there
+torch.set_flush_denormal(True)
+x, h = torch.randn(1 << 17, 8) * 1e-35, torch.zeros(1 << 17, 8)
+h[:, :4] = -9
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    y, _ = affine_coupling(x, h, split="channel", scale="exp")
+    print((y.view(torch.int32) & 0x7FFFFFFF == 0).sum().item())
+"""
+    printed, errors = run(script)
+    assert [int(line) > 1 << 18 for line in printed.splitlines()] == [True] * 3, errors
+    assert len(set(printed.splitlines())) == 1, printed
+
+
+@linux
+@pytest.mark.skipif(native is None, reason="needs the C++ kernels")
+@pytest.mark.parametrize("threads", [1, 2, 65])
+def test_want_of_memory_in_a_task_is_an_error(threads):
+    script = f"""
+import resource
+import torch
+from fastgen.kernels import affine_coupling, affine_coupling_ref
+
+torch.set_num_threads({threads})
+wide, h = torch.zeros(3, 20_000_000), torch.zeros(3, 20_000_000)
+small = torch.randn(64, 8), torch.randn(64, 8)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + wide.nbytes + (200 << 20), hard))
+try:
+    affine_coupling(wide, h, split="channel")
+except MemoryError:
+    print("no memory")
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+pairs = zip(affine_coupling(*small, split="channel"), affine_coupling_ref(*small, split="channel"))
+print(all(torch.allclose(a, b, atol=1e-6) for a, b in pairs))
+"""
+    assert run(script)[0] == "no memory\nTrue\n"
 
 
 @linux

@@ -42,11 +42,16 @@ class ActNorm(Bijector):
         return x, dx, [g for p, g in pairs if p.requires_grad]
 
     def known(self):
-        """Whether `ready` was set here, and has not been written since, as far as that is known:
-        a graph of torch.compile made for each count of writes would soon be one too many."""
+        """Whether `ready` was set here, and has not been written since; torch.compile sees what
+        `load_state_dict` writes alone."""
         tensor, version = self.seen
+        # a graph for each count of writes would soon be one too many
         compiling = torch.compiler.is_compiling()
         return tensor is self.ready and (compiling or version == tensor._version)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.seen = None, 0
 
     @torch.no_grad()
     def set(self, x):
