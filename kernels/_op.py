@@ -115,21 +115,25 @@ def gradient(op, backward, setup_context):
     have: one that comes here has none.
     """
 
+    name = op.overload._schema.name.partition("::")[2]
+
     def below(*args):
         with torch._C._AutoDispatchBelowAutograd():
             return op.overload(*args)
 
-    def forward(ctx, *args):
-        output = (op.run if op.plain(args) else below)(*args)
-        setup_context(ctx, args, output)
-        return output
+    def function(run):
+        def forward(ctx, *args):
+            output = run(*args)
+            setup_context(ctx, args, output)
+            return output
 
-    passes = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    name = op.overload._schema.name.partition("::")[2]
-    op.function = type(name, (torch.autograd.Function,), passes)
+        passes = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        return type(name, (torch.autograd.Function,), passes)
+
+    op.function, dispatched = function(op.run), function(below)
 
     def call(*args):
-        return (op.function.apply if needs_gradient(args) else below)(*args)
+        return (dispatched.apply if needs_gradient(args) else below)(*args)
 
     LIB.impl(op.overload._opname, call, "Autograd")
 
