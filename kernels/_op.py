@@ -179,7 +179,7 @@ def in_memory(x):
     if not x.is_contiguous():
         raise ValueError(f"launch: expected contiguous tensors, got strides {x.stride()}")
     if x.is_neg() or (x.numel() and not x.data_ptr()):
-        raise ValueError("launch: expected tensors in memory, got one that is a flag's")
+        raise ValueError("launch: expected tensors in memory, got one negated or zero by a flag")
     return True
 
 
