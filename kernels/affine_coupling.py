@@ -130,9 +130,12 @@ def kept_half(x, split, swap=False):
 def left_to_compiler(x):
     """Whether torch.compile does better with the formula, which it fuses with what stands beside
     it: on a CPU all but many vectors, by a fifth of a coupling between two actnorms."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False  # for a program that is exported would hold for that many rows alone
-    return x.is_cpu and (x.ndim > 2 or x.numel() < MANY)
+    if not torch.compiler.is_compiling() or not x.is_cpu:
+        return False
+    # here, for it takes a third of a second
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return x.ndim > 2 or statically_known_true(x.numel() < MANY)  # no guard on a free batch
 
 
 def has_kernel(x, s):
@@ -368,7 +371,7 @@ def half_shape(x, split, swap):
     B, C, *rest = x.shape
     if split == "checkerboard":
         return B, C, rest[0], rest[1] // 2
-    return B, (C + swap) // 2 if split else C, *rest
+    return B, (C + int(swap)) // 2 if split else C, *rest
 
 
 def halves(x, split, swap):
