@@ -50,6 +50,7 @@ def near(got, wanted, tolerance=1e-4):
 @pytest.mark.parametrize("norm", ["batch", "actnorm", "none"])
 @pytest.mark.parametrize("kind", ["vectors", "images", "glow"])
 def test_gradients_are_those_of_the_graph(kind, norm):
+    torch.manual_seed(0)  # of some draws a rectifier is as near zero as rounding
     if kind == "glow":
         make = lambda **how: Glow((1, 8, 8), 16, 2, 8, 2, **how)  # noqa: E731
     elif kind == "images":
